@@ -1,0 +1,191 @@
+"""TResNet-M, L, XL and V2-L from one definition: blocks, then the network, then the variants' few numbers.
+
+Ridnik et al., "TResNet: High Performance GPU-Dedicated Architecture", WACV 2021. Where the paper and the
+authors' released code differ (the stem is a 3×3 convolution in the code, 1×1 in the paper's drawing), this
+follows the code, because the released weights do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tresnet.inplace_abn import IDENTITY, Norm, as_batch_norm, norm_class
+from tresnet.layers import BlurPool, FastGlobalPool, SpaceToDepth, SqueezeExcite
+
+Block = Literal["basic", "bottleneck"]
+MakeNorm = Callable[[int, float], nn.Module]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """The few numbers that make one architecture of the family."""
+
+    repeats: tuple[int, int, int, int]
+    blocks: tuple[Block, Block, Block, Block]
+    width: int
+    stem_slope: float = 1e-2
+    block_slope: float = 1e-3
+
+    @property
+    def num_features(self) -> int:
+        """Channels of the pooled embedding."""
+        return self.width * 8 * EXPANSION[self.blocks[3]]
+
+
+EXPANSION: dict[Block, int] = {"basic": 1, "bottleneck": 4}
+SMALLEST_SIDE = 20
+"""The smallest picture side, in pixels, that runs: reflect padding needs two pixels in the last stage."""
+
+_BASIC_EARLY: tuple[Block, Block, Block, Block] = ("basic", "basic", "bottleneck", "bottleneck")
+_BOTTLENECK: tuple[Block, Block, Block, Block] = ("bottleneck", "bottleneck", "bottleneck", "bottleneck")
+
+VARIANTS: dict[str, Variant] = {
+    "tresnet_m": Variant((3, 4, 11, 3), _BASIC_EARLY, 64),
+    "tresnet_l": Variant((4, 5, 18, 3), _BASIC_EARLY, 76),
+    "tresnet_xl": Variant((4, 5, 24, 3), _BASIC_EARLY, 83),
+    "tresnet_v2_l": Variant((3, 4, 23, 3), _BOTTLENECK, 64),
+}
+
+
+class ConvABN(nn.Sequential):
+    """Convolution without bias, then the norm layer with its activation (slope 1 is none)."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: int, norm: MakeNorm, slope: float) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, bias=False)
+        self.abn = norm(outputs, slope)
+
+
+class Shortcut(nn.Sequential):
+    """What the shortcut does where the shape changes: a 2×2 mean if the stride is 2, then 1×1 ConvABN."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int, norm: MakeNorm) -> None:
+        super().__init__()
+        if stride == 2:
+            self.pool = nn.AvgPool2d(2, 2, ceil_mode=True, count_include_pad=False)
+        self.conv = nn.Conv2d(inputs, outputs, 1, bias=False)
+        self.abn = norm(outputs, IDENTITY)
+
+
+class BasicBlock(nn.Module):
+    """3×3 → (blur) → 3×3 → squeeze-and-excite → + shortcut → ReLU."""
+
+    def __init__(self, inputs: int, planes: int, stride: int, use_se: bool, norm: MakeNorm, slope: float) -> None:
+        super().__init__()
+        self.conv1 = ConvABN(inputs, planes, 3, norm, slope)
+        self.blur = BlurPool(planes) if stride == 2 else nn.Identity()
+        self.conv2 = ConvABN(planes, planes, 3, norm, IDENTITY)
+        self.se = SqueezeExcite(planes, max(planes // 4, 64)) if use_se else nn.Identity()
+        self.shortcut = Shortcut(inputs, planes, stride, norm) if stride == 2 or inputs != planes else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.se(self.conv2(self.blur(self.conv1(x))))
+        return F.relu(out + self.shortcut(x), inplace=True)
+
+
+class Bottleneck(nn.Module):
+    """1×1 → 3×3 → (blur) → squeeze-and-excite on the narrow tensor → 1×1 → + shortcut → ReLU."""
+
+    def __init__(self, inputs: int, planes: int, stride: int, use_se: bool, norm: MakeNorm, slope: float) -> None:
+        super().__init__()
+        outputs = planes * EXPANSION["bottleneck"]
+        self.conv1 = ConvABN(inputs, planes, 1, norm, slope)
+        self.conv2 = ConvABN(planes, planes, 3, norm, slope)
+        self.blur = BlurPool(planes) if stride == 2 else nn.Identity()
+        self.se = SqueezeExcite(planes, max(outputs // 8, 64)) if use_se else nn.Identity()
+        self.conv3 = ConvABN(planes, outputs, 1, norm, IDENTITY)
+        self.shortcut = Shortcut(inputs, outputs, stride, norm) if stride == 2 or inputs != outputs else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.conv3(self.se(self.blur(self.conv2(self.conv1(x)))))
+        return F.relu(out + self.shortcut(x), inplace=True)
+
+
+BLOCK_CLASSES: dict[Block, type[BasicBlock] | type[Bottleneck]] = {"basic": BasicBlock, "bottleneck": Bottleneck}
+
+
+class TResNet(nn.Module):
+    """``[N, 3, H, W]`` float pictures in 0..1, sides multiples of 4, to ``[N, num_classes]`` logits."""
+
+    def __init__(self, variant: Variant, num_classes: int, norm: Norm = "own") -> None:
+        super().__init__()
+        make_norm: MakeNorm = norm_class(norm)
+        self.space_to_depth = SpaceToDepth()
+        self.stem = ConvABN(3 * 16, variant.width, 3, make_norm, variant.stem_slope)
+        inputs = variant.width
+        for stage, (repeats, block) in enumerate(zip(variant.repeats, variant.blocks, strict=True)):
+            planes = variant.width * 2**stage
+            layers: list[nn.Module] = []
+            for index in range(repeats):
+                stride = 2 if stage > 0 and index == 0 else 1
+                layers.append(
+                    BLOCK_CLASSES[block](inputs, planes, stride, stage < 3, make_norm, variant.block_slope)
+                )
+                inputs = planes * EXPANSION[block]
+            self.add_module(f"stage{stage + 1}", nn.Sequential(*layers))
+        self.pool = FastGlobalPool()
+        self.head = nn.Linear(variant.num_features, num_classes)
+        self._initialise()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classify(self.embed(x))
+
+    def embed(self, x: Tensor) -> Tensor:
+        """``[N, 3, H, W]`` pictures to their pooled ``[N, num_features]`` embedding."""
+        x = self.stem(self.space_to_depth(x))  # [N, width, H/4, W/4]
+        x = self.stage1(x)
+        x = self.stage2(x)  # [N, ·, H/8, W/8]
+        x = self.stage3(x)  # [N, ·, H/16, W/16]
+        x = self.stage4(x)  # [N, num_features, H/32, W/32]
+        return self.pool(x)
+
+    def classify(self, embedding: Tensor) -> Tensor:
+        """``[N, num_features]`` embeddings to ``[N, num_classes]`` logits."""
+        return self.head(embedding)
+
+    def _initialise(self) -> None:
+        """Convolutions Kaiming-normal, the last norm of every block zero, a small head (the authors' code)."""
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="leaky_relu")
+            elif isinstance(module, BasicBlock | Bottleneck):
+                last = module.conv2 if isinstance(module, BasicBlock) else module.conv3
+                nn.init.zeros_(last.abn.weight)  # type: ignore[arg-type]
+        nn.init.normal_(self.head.weight, 0.0, 0.01)
+        nn.init.zeros_(self.head.bias)
+
+
+def create_model(
+    arch: str, num_classes: int, norm: Norm = "own", *, block_slope: float | None = None, stem_slope: float | None = None
+) -> TResNet:
+    """One of :data:`VARIANTS` with fresh weights.
+
+    ``block_slope`` and ``stem_slope`` replace the variant's leaky-ReLU slopes: no checkpoint stores them,
+    and the cars weights of V2-L were trained with 1e-6 throughout.
+
+    Raises:
+        ValueError: for an unknown ``arch``.
+    """
+    if arch not in VARIANTS:
+        raise ValueError(f"unknown architecture {arch!r}: choose one of {', '.join(VARIANTS)}")
+    variant = VARIANTS[arch]
+    if block_slope is not None:
+        variant = replace(variant, block_slope=block_slope)
+    if stem_slope is not None:
+        variant = replace(variant, stem_slope=stem_slope)
+    return TResNet(variant, num_classes, norm)
+
+
+def to_batch_norm(model: nn.Module) -> nn.Module:
+    """``model`` itself, each InPlace-ABN in it replaced by the equal batch norm (:func:`as_batch_norm`)."""
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            batch_norm = as_batch_norm(child)
+            if batch_norm is not None:
+                setattr(parent, name, batch_norm)
+    return model
