@@ -17,6 +17,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tresnet.contract import Task
+from tresnet.errors import UserError
 from tresnet.inplace_abn import Norm
 from tresnet.model import TResNet, create_model
 from tresnet.picture import Preprocessing
@@ -24,7 +25,7 @@ from tresnet.picture import Preprocessing
 FORMAT = "tresnet-serving/1"
 
 
-class CheckpointError(ValueError):
+class CheckpointError(UserError):
     """The file cannot be used as a checkpoint; the message is one sentence for the user."""
 
 
@@ -133,7 +134,7 @@ def build_model(checkpoint: Checkpoint, norm: Norm | None = None) -> TResNet:
             block_slope=facts.block_slope,
         )
         model.load_state_dict(checkpoint.weights)
-    except (ValueError, RuntimeError) as error:
+    except (UserError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise CheckpointError(f"{checkpoint.path}: the weights are not a {facts.arch}'s: {reason}") from error
     return model.eval()

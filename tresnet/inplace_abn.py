@@ -22,6 +22,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tresnet.errors import UserError
+
 logger = logging.getLogger(__name__)
 
 Norm = Literal["auto", "package", "own", "bn"]
@@ -186,13 +188,13 @@ def resolve_norm(norm: Norm, device: torch.device) -> Norm:
     """The implementation that ``auto`` means on ``device``; says the choice in the log.
 
     Raises:
-        ImportError: for ``package`` where ``inplace-abn`` is not installed.
+        UserError: for ``package`` where ``inplace-abn`` is not installed.
     """
     chosen: Norm = norm
     if norm == "auto":
         chosen = "package" if device.type == "cuda" and _package_is_installed() else "own"
     elif norm == "package" and not _package_is_installed():
-        raise ImportError("--norm package needs the inplace-abn package: run `make inplace-abn`, or use --norm own")
+        raise UserError("--norm package needs the inplace-abn package: run `make inplace-abn`, or use --norm own")
     logger.info("norm layers: %s (asked for %s, on %s)", chosen, norm, device.type)
     return chosen
 

@@ -14,6 +14,7 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tresnet.errors import UserError
 from tresnet.inplace_abn import IDENTITY, Norm, as_batch_norm, norm_class
 from tresnet.layers import BlurPool, FastGlobalPool, SpaceToDepth, SqueezeExcite
 
@@ -169,10 +170,10 @@ def create_model(
     and the cars weights of V2-L were trained with 1e-6 throughout.
 
     Raises:
-        ValueError: for an unknown ``arch``.
+        UserError: for an unknown ``arch``.
     """
     if arch not in VARIANTS:
-        raise ValueError(f"unknown architecture {arch!r}: choose one of {', '.join(VARIANTS)}")
+        raise UserError(f"unknown architecture {arch!r}: choose one of {', '.join(VARIANTS)}")
     variant = VARIANTS[arch]
     if block_slope is not None:
         variant = replace(variant, block_slope=block_slope)

@@ -20,7 +20,7 @@ import numpy.typing as npt
 from PIL import ExifTags, Image
 from pydantic import BaseModel, ConfigDict, Field
 
-FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 DEFAULT_MAX_PIXELS = 64_000_000
 _REDUCING_GAP = 2.0
 """Cheap reductions (DCT scaling, box filter) stop at twice the wanted size, so the last filter decides the look."""
@@ -38,6 +38,9 @@ _INTERPOLATIONS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resam
 
 # Our own bound on pixels is checked before anything is decoded; Pillow's would only add a warning.
 Image.MAX_IMAGE_PIXELS = None
+Image.init()  # load the decoders once, here, rather than in whichever thread is first
+if missing := [name for name in FORMATS if name not in Image.OPEN]:
+    raise ImportError(f"this build of Pillow cannot read {', '.join(missing)}")
 
 
 class PictureError(ValueError):

@@ -1,0 +1,110 @@
+"""Batch when busy, never wait. Knows only an async callable; nothing of pictures, models or Triton.
+
+An item leaves at once while fewer than ``batches_in_flight`` batches run. While all run, items queue, and the
+next batch is whatever has queued meanwhile, up to ``max_batch_size``: batches grow with the load by
+themselves, and there is no delay to tune. Items whose caller has left or whose deadline has passed are dropped
+when a batch is formed, before they cost anything.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from app.errors import DeadlineError
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+@dataclass(eq=False)
+class _Waiting(Generic[Item, Result]):
+    item: Item
+    deadline: float  # on the loop's clock, seconds
+    queued_at: float
+    answer: asyncio.Future[tuple[Result, float, float]]
+
+
+class Batcher(Generic[Item, Result]):
+    """Groups items into calls of ``run(items, deadline)``, which answers one result an item, in order."""
+
+    def __init__(
+        self,
+        run: Callable[[Sequence[Item], float], Awaitable[Sequence[Result]]],
+        *,
+        max_batch_size: int,
+        batches_in_flight: int,
+        on_queue_change: Callable[[int], None] = lambda change: None,
+    ) -> None:
+        self._run = run
+        self._max_batch_size = max_batch_size
+        self._free = batches_in_flight
+        self._on_queue_change = on_queue_change
+        self._queue: deque[_Waiting[Item, Result]] = deque()
+        self._running: set[asyncio.Task[None]] = set()
+        self._pump_is_due = False
+
+    async def submit(self, item: Item, deadline: float) -> tuple[Result, float, float]:
+        """The item's result, and the seconds it spent in the queue and in its run.
+
+        Raises:
+            DeadlineError: if ``deadline`` (the event loop's clock) passes first. What ``run`` raises, it raises.
+        """
+        loop = asyncio.get_running_loop()
+        waiting: _Waiting[Item, Result] = _Waiting(item, deadline, loop.time(), loop.create_future())
+        self._queue.append(waiting)
+        self._on_queue_change(1)
+        self._schedule_pump()
+        try:
+            async with asyncio.timeout_at(deadline):
+                return await waiting.answer
+        except TimeoutError:
+            raise DeadlineError from None
+
+    async def close(self) -> None:
+        """Wait for the batches in flight."""
+        await asyncio.gather(*self._running, return_exceptions=True)
+
+    def _schedule_pump(self) -> None:
+        """Form batches once this turn of the loop is over, so that what was submitted together goes together."""
+        if not self._pump_is_due:
+            self._pump_is_due = True
+            asyncio.get_running_loop().call_soon(self._pump)
+
+    def _pump(self) -> None:
+        self._pump_is_due = False
+        while self._free and (batch := self._next_batch()):
+            self._free -= 1
+            task = asyncio.ensure_future(self._run_batch(batch))
+            self._running.add(task)
+            task.add_done_callback(self._running.discard)
+
+    def _next_batch(self) -> list[_Waiting[Item, Result]]:
+        now = asyncio.get_running_loop().time()
+        batch: list[_Waiting[Item, Result]] = []
+        while self._queue and len(batch) < self._max_batch_size:
+            waiting = self._queue.popleft()
+            self._on_queue_change(-1)
+            if not waiting.answer.done() and waiting.deadline > now:
+                batch.append(waiting)
+        return batch
+
+    async def _run_batch(self, batch: list[_Waiting[Item, Result]]) -> None:
+        loop = asyncio.get_running_loop()
+        started = loop.time()
+        try:
+            results = await self._run([waiting.item for waiting in batch], max(w.deadline for w in batch))
+            took = loop.time() - started
+            for waiting, result in zip(batch, results, strict=True):
+                if not waiting.answer.done():
+                    waiting.answer.set_result((result, started - waiting.queued_at, took))
+        except Exception as error:  # every caller in the batch gets it; none may wait for ever
+            for waiting in batch:
+                if not waiting.answer.done():
+                    waiting.answer.set_exception(error)
+        finally:
+            self._free += 1
+            self._schedule_pump()

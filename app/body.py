@@ -1,0 +1,157 @@
+"""From a request's body to a list of pictures: raw bytes, multipart, or JSON. What leaves is bytes, not pixels."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import orjson
+from starlette.datastructures import UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import ClientDisconnect, Request
+
+from app.errors import DeadlineError, RequestError, ServiceError
+from app.settings import Settings
+
+_RAW_TYPES = {"", "application/octet-stream", "application/x-www-form-urlencoded"}
+
+
+@dataclass(frozen=True)
+class ImageInput:
+    """One picture as the client sent it: its bytes, or why there are none."""
+
+    id: str
+    data: bytes | ServiceError
+
+
+@dataclass(frozen=True)
+class Body:
+    """The pictures, and the parameters that a JSON body carries."""
+
+    images: list[ImageInput]
+    parameters: dict[str, Any] = field(default_factory=dict)
+
+
+async def read_body(request: Request, settings: Settings) -> Body:
+    """Read and take apart the body, in any of its three forms.
+
+    Raises:
+        RequestError: 400 malformed, 413 too large or too many, 415 not a picture's media type.
+        DeadlineError: if the client takes longer than ``body_timeout_ms`` to send it.
+    """
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    is_multipart = media_type == "multipart/form-data"
+    is_json = media_type == "application/json"
+    if not (is_multipart or is_json or media_type in _RAW_TYPES or media_type.startswith("image/")):
+        raise RequestError(
+            415,
+            "unsupported_media_type",
+            f"{media_type!r} is no picture: send its bytes as image/*, as multipart/form-data, or JSON",
+        )
+    data = await _read_bytes(request, settings)
+    if not data:
+        raise RequestError(400, "empty_body", "the body is empty: send a picture")
+    if is_json:
+        body = _from_json(data)
+    elif is_multipart:
+        body = await _from_multipart(request, data, settings)
+    else:
+        body = Body([ImageInput("0", data)])
+    if len(body.images) > settings.max_images:
+        raise RequestError(
+            413, "too_many_images", f"{len(body.images)} pictures in one request; at most {settings.max_images} are accepted"
+        )
+    return body
+
+
+async def _read_bytes(request: Request, settings: Settings) -> bytes:
+    too_large = RequestError(
+        413, "body_too_large", f"the body is too large; at most {settings.max_body_bytes:,} bytes are accepted"
+    )
+    length = request.headers.get("content-length", "0")
+    if length.isdecimal() and int(length) > settings.max_body_bytes:
+        raise too_large
+    chunks: list[bytes] = []
+    size = 0
+    try:
+        async with asyncio.timeout(settings.body_timeout_ms / 1000):
+            async for chunk in request.stream():
+                size += len(chunk)
+                if size > settings.max_body_bytes:
+                    raise too_large
+                chunks.append(chunk)
+    except TimeoutError:
+        raise DeadlineError from None
+    except ClientDisconnect as error:
+        raise RequestError(400, "malformed_request", "the client left before its body was whole") from error
+    return b"".join(chunks)
+
+
+async def _from_multipart(request: Request, data: bytes, settings: Settings) -> Body:
+    async def stream() -> AsyncIterator[bytes]:
+        yield data
+
+    parser = MultiPartParser(
+        request.headers,
+        stream(),  # type: ignore[arg-type]
+        max_files=4 * settings.max_images,
+        max_fields=100,
+        max_part_size=settings.max_body_bytes,
+    )
+    parser.spool_max_size = settings.max_body_bytes  # the body is in memory already; no detour over the disk
+    try:
+        form = await parser.parse()
+    except (MultiPartException, KeyError, ValueError) as error:
+        message = getattr(error, "message", str(error))
+        raise RequestError(400, "malformed_request", f"the multipart body cannot be read: {message}") from error
+    try:
+        parts = [part for name, part in form.multi_items() if name == "image"]
+        if not parts:
+            raise RequestError(400, "missing_image", "the multipart body has no part named 'image'")
+        if any(not isinstance(part, UploadFile) for part in parts):
+            raise RequestError(400, "missing_image", "the part named 'image' must be a file: with curl, -F image=@FILE")
+        contents = [await part.read() for part in parts if isinstance(part, UploadFile)]
+    finally:
+        await form.close()
+    return Body([ImageInput(str(index), content) for index, content in enumerate(contents)])
+
+
+def _from_json(data: bytes) -> Body:
+    try:
+        document = orjson.loads(data)
+    except orjson.JSONDecodeError as error:
+        raise _malformed(f"the body is not JSON: {error}") from error
+    if not isinstance(document, dict) or set(document) - {"images", "parameters", "model", "version"}:
+        raise _malformed("the JSON body must be an object with images, and optionally parameters, model, version")
+    images = document.get("images")
+    if not isinstance(images, list) or not images:
+        raise RequestError(400, "missing_image", "the JSON body has no 'images': a list of objects with 'b64'")
+    parameters = document.get("parameters", {})
+    if not isinstance(parameters, dict):
+        raise _malformed("'parameters' must be an object")
+    chosen = {key: document[key] for key in ("model", "version") if document.get(key) is not None}
+    return Body([_from_entry(index, entry) for index, entry in enumerate(images)], {**parameters, **chosen})
+
+
+def _from_entry(index: int, entry: object) -> ImageInput:
+    if not isinstance(entry, dict) or set(entry) - {"id", "b64", "url"} or ("b64" in entry) == ("url" in entry):
+        raise _malformed(f"images[{index}] must be an object with either 'b64' or 'url', and optionally 'id'")
+    identifier = entry.get("id", str(index))
+    if not isinstance(identifier, str | int):
+        raise _malformed(f"images[{index}].id must be a string")
+    if "url" in entry:
+        return ImageInput(
+            str(identifier), RequestError(422, "url_not_allowed", "fetching pictures by URL is off here: send 'b64'")
+        )
+    try:
+        return ImageInput(str(identifier), base64.b64decode(entry["b64"], validate=True))
+    except (binascii.Error, TypeError, ValueError):
+        return ImageInput(str(identifier), RequestError(422, "undecodable_image", "'b64' is not base64 text"))
+
+
+def _malformed(detail: str) -> RequestError:
+    return RequestError(400, "malformed_request", detail)

@@ -1,0 +1,202 @@
+"""The Triton server that comes with the PyPI wheel ``nvidia-pytriton``: found, started, watched, stopped.
+
+One thread owns the server process for its whole life: it starts it, restarts it with growing pauses when it
+dies, and stops it. Nothing here knows of HTTP or pictures; the gateway reaches this Triton as any other.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+from tresnet.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+_FIRST_PAUSE_S = 0.2
+_LONGEST_PAUSE_S = 10.0
+_STEADY_AFTER_S = 30.0
+_STOP_TIMEOUT_S = 20.0
+
+
+def default_home() -> Path:
+    """Where ``make`` puts the wheel: apart from the environment's packages, because it pins an old numpy."""
+    return Path(sys.prefix) / "triton"
+
+
+class BundledTriton:
+    """A supervised ``tritonserver`` over a model repository, on a free port of the loopback interface."""
+
+    def __init__(self, repository: Path, home: Path, log_dir: Path) -> None:
+        self._repository = repository
+        self._server = home / "pytriton" / "tritonserver"
+        self._libraries = home / "nvidia_pytriton.libs"
+        self.log_path = log_dir / "triton.log"
+        self.port = 0
+        self._process: subprocess.Popen[bytes] | None = None
+        self._stopping = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._backends: tempfile.TemporaryDirectory[str] | None = None
+
+    @property
+    def url(self) -> str:
+        return f"grpc://127.0.0.1:{self.port}"
+
+    def start(self) -> None:
+        """Check what is needed, then start the server and its watch. Does not wait for its models.
+
+        Raises:
+            UserError: if the repository, the server, or a library that it needs is missing.
+        """
+        self._check()
+        self.port = _free_port()
+        self.log_path.parent.mkdir(parents=True, exist_ok=True)
+        self._backends = tempfile.TemporaryDirectory(prefix="tresnet-backends-")
+        self._link_backend(Path(self._backends.name) / "python")
+        self._thread = threading.Thread(target=self._supervise, name="triton-supervisor", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Stop the server and wait until it and its children are gone."""
+        self._stopping.set()
+        if self._thread is not None:
+            self._thread.join()
+        if self._backends is not None:
+            self._backends.cleanup()
+
+    def _check(self) -> None:
+        if not self._repository.is_dir():
+            raise UserError(f"{self._repository}: no such model repository; `tresnet export` makes one")
+        if not self._server.is_dir():
+            raise UserError(
+                f"no bundled Triton in {self._server.parent.parent}: run `make setup`, or give --triton-url grpc://HOST:8001"
+            )
+        if not self._stub.exists():
+            raise UserError(f"the bundled Triton has no backend for Python {_python_version()}; use Python 3.11 or 3.12")
+        missing = [
+            line.split()[0] for line in self._linked_libraries() if "not found" in line and "libcuda" not in line
+        ]
+        if missing:
+            raise UserError(
+                f"the bundled Triton needs {', '.join(missing)}; on Debian or Ubuntu: "
+                f"apt-get install libpython{_python_version()}"
+            )
+
+    @property
+    def _stub(self) -> Path:
+        return self._server / "python_backend_stubs" / _python_version() / "triton_python_backend_stub"
+
+    def _linked_libraries(self) -> list[str]:
+        ldd = shutil.which("ldd")
+        if ldd is None:
+            return []
+        answer = subprocess.run([ldd, str(self._stub)], env=self._environment(), capture_output=True, text=True, check=False)  # noqa: S603
+        return answer.stdout.splitlines()
+
+    def _link_backend(self, folder: Path) -> None:
+        """Triton looks for the stub beside the backend; the wheel keeps one for each Python apart."""
+        folder.mkdir()
+        backend = self._server / "backends" / "python"
+        for path in (backend / "libtriton_python.so", backend / "triton_python_backend_utils.py", self._stub):
+            (folder / path.name).symlink_to(path)
+
+    def _environment(self) -> dict[str, str]:
+        libraries = [str(self._libraries)]
+        own = Path(sysconfig.get_config_var("LIBDIR") or "")
+        if (own / f"libpython{_python_version()}.so.1.0").exists():
+            libraries.append(str(own))
+        libraries += [path for path in [os.environ.get("LD_LIBRARY_PATH", "")] if path]
+        return {
+            **{key: value for key, value in os.environ.items() if not key.startswith("TRESNET_")},
+            # The stub finds its packages through the first python on PATH, and through nothing else.
+            "PATH": f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}",
+            "LD_LIBRARY_PATH": ":".join(libraries),
+        }
+
+    def _command(self) -> list[str]:
+        assert self._backends is not None  # noqa: S101
+        command = [
+            str(self._server / "bin" / "tritonserver"),
+            f"--model-repository={self._repository.resolve()}",
+            "--model-config-name=embedded",
+            f"--backend-directory={self._backends.name}",
+            "--disable-auto-complete-config",
+            "--exit-on-error=false",
+            "--allow-http=false",
+            "--allow-metrics=false",
+            "--grpc-address=127.0.0.1",
+            f"--grpc-port={self.port}",
+            "--exit-timeout-secs=10",
+        ]
+        # If this process is killed outright, the kernel stops the server too.
+        setpriv = shutil.which("setpriv")
+        return [setpriv, "--pdeathsig", "KILL", "--", *command] if setpriv else command
+
+    def _supervise(self) -> None:
+        pause_s = _FIRST_PAUSE_S
+        while not self._stopping.is_set():
+            started = time.monotonic()
+            self._run_once()
+            if self._stopping.is_set():
+                return
+            pause_s = _FIRST_PAUSE_S if time.monotonic() - started > _STEADY_AFTER_S else pause_s
+            logger.error("Triton stopped; its last lines in %s:\n%s", self.log_path, self._last_lines())
+            logger.warning("starting Triton again in %.1f s", pause_s)
+            self._stopping.wait(pause_s)
+            pause_s = min(_LONGEST_PAUSE_S, 2 * pause_s)
+
+    def _run_once(self) -> None:
+        """One life of the server: start it, wait for its end or for :meth:`stop`, leave no child behind."""
+        with self.log_path.open("ab") as log:
+            # A session of its own: a Ctrl-C in the terminal reaches the gateway alone, which drains first.
+            process = subprocess.Popen(  # noqa: S603
+                self._command(),
+                env=self._environment(),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        self._process = process
+        logger.info("Triton started, process %d, log in %s", process.pid, self.log_path)
+        while process.poll() is None and not self._stopping.wait(0.1):
+            pass
+        if process.poll() is None:
+            process.terminate()
+            try:
+                process.wait(_STOP_TIMEOUT_S)
+            except subprocess.TimeoutExpired:
+                logger.warning("Triton did not stop in %.0f s; killing it", _STOP_TIMEOUT_S)
+        _kill_group(process)
+
+    def _last_lines(self, count: int = 15) -> str:
+        return "\n".join(self.log_path.read_text(errors="replace").splitlines()[-count:])
+
+
+def _kill_group(process: subprocess.Popen[bytes]) -> None:
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return
+    finally:
+        process.wait()
+
+
+def _python_version() -> str:
+    return f"{sys.version_info.major}.{sys.version_info.minor}"
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

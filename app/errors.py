@@ -1,0 +1,94 @@
+"""Everything that can go wrong with a request, as one hierarchy: each error is its status, code and message.
+
+``ServiceError``
+├── ``RequestError``      the client can mend it (4xx)
+├── ``OverloadError``     too much at once (429 or 503, with Retry-After)
+├── ``TritonError``       Triton is away or answers wrongly (502, 503)
+└── ``DeadlineError``     out of time (504)
+"""
+
+from __future__ import annotations
+
+import math
+from http import HTTPStatus
+
+
+class ServiceError(Exception):
+    """``detail`` is shown to the client; ``retry_after_s`` becomes the Retry-After header."""
+
+    status = 500
+    code = "internal_error"
+
+    def __init__(self, detail: str, *, retry_after_s: float | None = None) -> None:
+        super().__init__(detail)
+        self.detail = detail
+        self.retry_after_s = retry_after_s
+
+    @property
+    def headers(self) -> dict[str, str]:
+        if self.retry_after_s is None:
+            return {}
+        return {"Retry-After": str(max(1, math.ceil(self.retry_after_s)))}
+
+
+class RequestError(ServiceError):
+    """A fault of the request, with the status and code that the table of errors gives it."""
+
+    def __init__(self, status: int, code: str, detail: str) -> None:
+        super().__init__(detail)
+        self.status = status
+        self.code = code
+
+
+class OverloadError(ServiceError):
+    """The queue is full; ``status`` is the operator's choice of 429 or 503."""
+
+    code = "queue_full"
+
+    def __init__(self, status: int, retry_after_s: float) -> None:
+        super().__init__("too many pictures are waiting; try again later", retry_after_s=retry_after_s)
+        self.status = status
+
+
+class UnavailableError(ServiceError):
+    """Triton is away, a model is not ready, or the gateway drains."""
+
+    status = 503
+
+    def __init__(self, code: str, detail: str, *, retry_after_s: float = 2.0) -> None:
+        super().__init__(detail, retry_after_s=retry_after_s)
+        self.code = code
+
+
+class TritonAnswerError(ServiceError):
+    """Triton answered, but not with what the model's contract promises."""
+
+    status = 502
+    code = "triton_error"
+
+
+class DeadlineError(ServiceError):
+    """The request's deadline passed before its answer was there."""
+
+    status = 504
+    code = "deadline_exceeded"
+
+    def __init__(self) -> None:
+        super().__init__("the request's deadline passed before the answer was there")
+
+
+def bad_parameter(detail: str) -> RequestError:
+    return RequestError(422, "bad_parameter", detail)
+
+
+def problem(error: ServiceError, *, instance: str, request_id: str) -> dict[str, object]:
+    """The RFC 9457 problem document of ``error``."""
+    return {
+        "type": "about:blank",
+        "title": HTTPStatus(error.status).phrase,
+        "status": error.status,
+        "detail": error.detail,
+        "instance": instance,
+        "code": error.code,
+        "request_id": request_id,
+    }

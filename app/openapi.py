@@ -1,0 +1,91 @@
+"""What the OpenAPI document says of the two main routes; they read their bodies themselves."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from app.parameters import Parameters
+
+_PROBLEM = {
+    "type": "object",
+    "required": ["type", "title", "status", "detail", "instance", "code", "request_id"],
+    "properties": {
+        **{name: {"type": "string"} for name in ("type", "title", "detail", "instance", "code", "request_id")},
+        "status": {"type": "integer"},
+    },
+}
+_STATUSES = {
+    400: "Malformed request",
+    404: "Unknown model or version",
+    413: "Too many bytes, pixels or pictures",
+    415: "Not a picture's media type",
+    422: "Undecodable picture or bad parameter",
+    429: "The queue is full (where the operator chose 429)",
+    502: "Triton answered wrongly",
+    503: "The queue is full, Triton is away, the model is not ready, or the gateway drains",
+    504: "Past the deadline",
+}
+PROBLEMS: dict[int | str, dict[str, Any]] = {
+    status: {"description": text, "content": {"application/problem+json": {"schema": _PROBLEM}}}
+    for status, text in _STATUSES.items()
+}
+
+
+def request_body(parameters: type[Parameters]) -> dict[str, Any]:
+    """The three forms of body, and the query parameters."""
+    schema = parameters.model_json_schema()
+    picture = {"schema": {"type": "string", "format": "binary"}}
+    images = {
+        "type": "array",
+        "items": {
+            "type": "object",
+            "properties": {name: {"type": "string"} for name in ("id", "b64", "url")},
+        },
+    }
+    return {
+        "parameters": [
+            {"name": name, "in": "query", "required": False, "description": entry.get("description", ""), "schema": entry}
+            for name, entry in schema["properties"].items()
+        ],
+        "requestBody": {
+            "required": True,
+            "content": {
+                "image/*": picture,
+                "application/octet-stream": picture,
+                "multipart/form-data": {
+                    "schema": {
+                        "type": "object",
+                        "required": ["image"],
+                        "properties": {"image": {"type": "array", "items": picture["schema"]}},
+                    }
+                },
+                "application/json": {
+                    "schema": {
+                        "type": "object",
+                        "required": ["images"],
+                        "properties": {
+                            "images": images,
+                            "parameters": {"type": "object"},
+                            "model": {"type": "string"},
+                            "version": {"type": "string"},
+                        },
+                    },
+                    "example": {"images": [{"id": "a", "b64": "iVBORw0KGgo…"}]},
+                },
+            },
+        },
+    }
+
+
+def answer_schema(task: str) -> dict[int | str, dict[str, Any]]:
+    """The 200 answer of ``/classify`` or ``/tag``, by example."""
+    entry: dict[str, Any] = {"label": "7", "label_id": 7, "score": 0.98}
+    if task == "tag":
+        entry["threshold"] = 0.71
+    listed = "predictions" if task == "classify" else "tags"
+    example = {
+        "request_id": "6f0c…",
+        "model": {"name": "digits" if task == "classify" else "multidigits", "version": "1", "task": task},
+        "results": [{"id": "0", "status": "ok", "width": 64, "height": 64, listed: [entry]}],
+    }
+    return {200: {"description": "One result a picture, in order", "content": {"application/json": {"example": example}}}}

@@ -1,0 +1,190 @@
+"""The way of a request: parameters → admission → decode → batch → Triton → labels. Read :func:`answer`."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from app.admission import Admission
+from app.body import Body, ImageInput
+from app.catalogue import Catalogue, Picture, ServedModel
+from app.errors import DeadlineError, RequestError, ServiceError
+from app.metrics import Metrics
+from app.parameters import ClassifyParameters, Parameters, TagParameters
+from app.settings import Settings
+from app.triton import Prediction
+from tresnet.contract import Task
+from tresnet.picture import PreparedPicture, Preprocessing, TooManyPixelsError, UndecodablePictureError, prepare
+
+
+class Decoder:
+    """Pictures' bytes to pixels, in a pool of threads: Pillow drops the GIL while it works."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._pool = ThreadPoolExecutor(settings.decode_threads, thread_name_prefix="decode")
+        self._max_pixels = settings.max_pixels
+
+    async def __call__(self, data: bytes, how: Preprocessing) -> PreparedPicture:
+        work = functools.partial(prepare, data, how, max_pixels=self._max_pixels)
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._pool, work)
+        except UndecodablePictureError as error:
+            raise RequestError(422, "undecodable_image", str(error)) from error
+        except TooManyPixelsError as error:
+            raise RequestError(413, "too_many_pixels", str(error)) from error
+
+    def close(self) -> None:
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+@dataclass
+class StageTimes:
+    """Seconds of the slowest picture of a request in each stage, for Server-Timing."""
+
+    started: float = field(default_factory=time.perf_counter)
+    decode: float = 0.0
+    queue: float = 0.0
+    infer: float = 0.0
+
+    def header(self) -> str:
+        total = time.perf_counter() - self.started
+        stages = {"decode": self.decode, "queue": self.queue, "infer": self.infer, "total": total}
+        return ", ".join(f"{name};dur={seconds * 1000:.2f}" for name, seconds in stages.items())
+
+
+@dataclass(frozen=True)
+class Gateway:
+    """All that requests share."""
+
+    settings: Settings
+    metrics: Metrics
+    catalogue: Catalogue
+    decoder: Decoder
+    admission: Admission
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The model that answered, and one result a picture, in order."""
+
+    model: ServedModel
+    results: list[dict[str, Any]]
+
+
+async def answer(
+    gateway: Gateway,
+    task: Task,
+    body: Body,
+    parameters: Parameters,
+    *,
+    deadline: float,
+    times: StageTimes,
+    traceparent: str | None,
+) -> Answer:
+    """Answer every picture of ``body``; one that fails fails alone.
+
+    Raises:
+        ServiceError: if the request cannot be taken, or if every picture failed (the first one's error).
+    """
+    model = gateway.catalogue.find(task, parameters.model, parameters.version)
+    check_labels(model, parameters)
+    with gateway.admission.admit(len(body.images)):
+        outcomes = await asyncio.gather(
+            *(_one(gateway, model, image, parameters, deadline, times, traceparent) for image in body.images),
+            return_exceptions=True,
+        )
+    results: list[dict[str, Any]] = []
+    first_error: ServiceError | None = None
+    for image, outcome in zip(body.images, outcomes, strict=True):
+        if isinstance(outcome, ServiceError):
+            first_error = first_error or outcome
+            error = {"status": outcome.status, "code": outcome.code, "detail": outcome.detail}
+            results.append({"id": image.id, "status": "error", "error": error})
+        elif isinstance(outcome, BaseException):
+            raise outcome
+        else:
+            results.append(outcome)
+        gateway.metrics.images.labels(f"/{task}", model.contract.name, results[-1]["status"]).inc()
+    if first_error and all(result["status"] == "error" for result in results):
+        raise first_error
+    return Answer(model, results)
+
+
+async def _one(
+    gateway: Gateway,
+    model: ServedModel,
+    image: ImageInput,
+    parameters: Parameters,
+    deadline: float,
+    times: StageTimes,
+    traceparent: str | None,
+) -> dict[str, Any]:
+    """One picture's whole way."""
+    if isinstance(image.data, ServiceError):
+        raise image.data
+    stage = gateway.metrics.stage
+    clock = time.perf_counter()
+    try:
+        async with asyncio.timeout_at(deadline):
+            prepared = await gateway.decoder(image.data, model.contract.preprocessing)
+    except TimeoutError:
+        raise DeadlineError from None
+    decode = time.perf_counter() - clock
+    prediction, queue, infer = await model.batcher.submit(Picture(prepared.pixels, traceparent), deadline)
+    clock = time.perf_counter()
+    result = {"id": image.id, "status": "ok", "width": prepared.width, "height": prepared.height}
+    result |= read_scores(model, prediction, parameters)
+    best = int(prediction.scores.argmax())
+    gateway.metrics.count_prediction(model.contract.name, model.labels[best], float(prediction.scores[best]))
+    for name, seconds in (("decode", decode), ("queue", queue), ("infer", infer)):
+        stage.labels(name).observe(seconds)
+        setattr(times, name, max(getattr(times, name), seconds))
+    stage.labels("postprocess").observe(time.perf_counter() - clock)
+    return result
+
+
+def check_labels(model: ServedModel, parameters: Parameters) -> None:
+    """Raise 422 if a label that the parameters name is not the model's."""
+    if not isinstance(parameters, TagParameters):
+        return
+    named = [*(parameters.include_labels or []), *(parameters.exclude_labels or [])]
+    unknown = sorted(set(named) - set(model.labels)) if named else []
+    if unknown:
+        raise RequestError(422, "bad_parameter", f"model {model.contract.name!r} has no label {', '.join(unknown[:5])}")
+
+
+def read_scores(model: ServedModel, prediction: Prediction, parameters: Parameters) -> dict[str, Any]:
+    """Scores to labels: the best few for ``/classify``, those over their threshold for ``/tag``."""
+    scores = prediction.scores
+    answer: dict[str, Any] = {}
+    if isinstance(parameters, ClassifyParameters):
+        best = np.argsort(-scores, kind="stable")[: parameters.top_k]
+        answer["predictions"] = [
+            {"label": model.labels[i], "label_id": int(i), "score": float(scores[i])}
+            for i in best
+            if scores[i] >= parameters.min_score
+        ]
+    elif isinstance(parameters, TagParameters):
+        answer["tags"] = _tags(model, scores, parameters)
+    if parameters.embedding:
+        answer["embedding"] = prediction.embedding.tolist()
+    return answer
+
+
+def _tags(model: ServedModel, scores: np.ndarray[Any, np.dtype[np.float32]], parameters: TagParameters) -> list[dict[str, Any]]:
+    thresholds = model.thresholds if parameters.threshold is None else [parameters.threshold] * len(scores)
+    included, excluded = parameters.include_labels, set(parameters.exclude_labels or [])
+    tags = [
+        {"label": model.labels[i], "label_id": int(i), "score": float(scores[i]), "threshold": thresholds[i]}
+        for i in np.argsort(-scores, kind="stable")
+        if scores[i] >= thresholds[i]
+        and (included is None or model.labels[i] in included)
+        and model.labels[i] not in excluded
+    ]
+    return tags[: parameters.max_tags]

@@ -1,0 +1,119 @@
+"""``tresnet export``: a checkpoint becomes a verified version in the model repository."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from commands.console import console, fails_with_2
+from tresnet.contract import Precision, Task
+
+Interpolation = Literal["bilinear", "bicubic"]
+ResizeMode = Literal["crop", "squash"]
+Arch = Literal["tresnet_m", "tresnet_l", "tresnet_xl", "tresnet_v2_l"]
+
+
+def export(
+    checkpoint: Annotated[Path, typer.Argument(help="A training run's checkpoint.", metavar="CHECKPOINT")],
+    task: Annotated[Task, typer.Option(help="classify: one label wins. tag: each label by itself.")],
+    name: Annotated[str, typer.Option(help="The model's name in the repository and in requests.", metavar="MODEL")],
+    repository: Annotated[Path, typer.Option(help="The model repository to publish in.")] = Path("model_repository"),
+    version: Annotated[int | None, typer.Option(help="Version number; the next free one by default.", min=1)] = None,
+    labels: Annotated[Path | None, typer.Option(help="A file of labels, one a line, in place of the checkpoint's.")] = None,
+    arch: Annotated[Arch | None, typer.Option(help="Override the recognised architecture.")] = None,
+    image_size: Annotated[int | None, typer.Option(help="Side of the network's input, in pixels.", min=20)] = None,
+    crop_pct: Annotated[float | None, typer.Option(help="Share of the shorter side that is kept, 0..1.")] = None,
+    interpolation: Annotated[Interpolation | None, typer.Option(help="Filter for resizing.")] = None,
+    resize_mode: Annotated[
+        ResizeMode | None, typer.Option(help="crop: keep the aspect ratio, cut the centre. squash: stretch.")
+    ] = None,
+    mean: Annotated[str, typer.Option(help="Mean to subtract, on the 0..1 scale.", metavar="R,G,B")] = "0,0,0",
+    std: Annotated[str, typer.Option(help="Standard deviation to divide by.", metavar="R,G,B")] = "1,1,1",
+    precision: Annotated[Precision, typer.Option(help="Number format inside the program.")] = "fp32",
+    max_batch_size: Annotated[int, typer.Option(help="Most pictures in one run.", min=1, max=1024)] = 32,
+) -> None:
+    """Export a checkpoint as TorchScript into a Triton model repository.
+
+    The program is compared with the eager network on batches of 1 and of the maximum size, and the version
+    appears in the repository only if they agree.
+    """
+    with fails_with_2():
+        from pydantic import ValidationError
+
+        from export.export import ExportRequest, export_checkpoint
+        from export.program import Normalisation
+        from tresnet.checkpoint import CheckpointError, load_checkpoint
+
+        loaded = load_checkpoint(checkpoint)
+        if arch is not None:
+            loaded = loaded.model_copy(update={"facts": loaded.facts.model_copy(update={"arch": arch})})
+        wanted = {
+            "image_size": image_size,
+            "crop_pct": crop_pct,
+            "interpolation": interpolation,
+            "resize_mode": resize_mode,
+        }
+        given = {key: value for key, value in wanted.items() if value is not None}
+        try:
+            preprocessing = type(loaded.facts.preprocessing).model_validate(
+                loaded.facts.preprocessing.model_dump() | given
+            )
+        except ValidationError as error:
+            fault = error.errors()[0]
+            raise CheckpointError(f"--{str(fault['loc'][0]).replace('_', '-')}: {fault['msg']}") from error
+        exported = export_checkpoint(
+            ExportRequest(
+                checkpoint=loaded,
+                name=name,
+                task=task,
+                repository=repository,
+                version=version,
+                labels=_labels(labels, loaded.facts.labels),
+                preprocessing=preprocessing,
+                normalisation=Normalisation(_three(mean, "--mean"), _three(std, "--std")),
+                precision=precision,
+                max_batch_size=max_batch_size,
+            )
+        )
+    facts, verified = exported.contract.facts, exported.verified
+    console.print(
+        f"[green]{exported.folder}[/green]: {facts.architecture}, {task}, {exported.contract.num_labels} labels, "
+        f"{preprocessing.image_size} px, {precision}"
+    )
+    console.print(
+        f"verified against the eager network at batches {', '.join(map(str, verified.batch_sizes))}: scores at most "
+        f"{verified.max_distance:.1e} apart, best label equal for {verified.top1_agreement:.1%}"
+    )
+
+
+def _labels(path: Path | None, own: list[str]) -> list[str]:
+    from tresnet.checkpoint import CheckpointError
+
+    labels = own
+    if path is not None:
+        try:
+            labels = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        except (OSError, UnicodeDecodeError) as error:
+            raise CheckpointError(f"{path}: cannot be read as a file of labels: {error}") from error
+    if len(labels) != len(own):
+        raise CheckpointError(f"{path} has {len(labels)} labels, and the checkpoint {len(own)} classes")
+    repeated = {label for label in labels if labels.count(label) > 1}
+    if repeated:
+        raise CheckpointError(f"labels must differ; given more than once: {', '.join(sorted(repeated)[:5])}")
+    if any("\n" in label or "\r" in label for label in labels):
+        raise CheckpointError("a label must be one line of text")
+    return labels
+
+
+def _three(text: str, option: str) -> tuple[float, float, float]:
+    from tresnet.checkpoint import CheckpointError
+
+    try:
+        red, green, blue = (float(part) for part in text.split(","))
+    except ValueError as error:
+        raise CheckpointError(f"{option} takes three numbers, such as 0.485,0.456,0.406, not {text!r}") from error
+    if option == "--std" and min(red, green, blue) <= 0:
+        raise CheckpointError(f"{option} must be above 0, not {text!r}")
+    return red, green, blue

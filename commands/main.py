@@ -1,0 +1,24 @@
+"""The console script ``tresnet``: each command imports its own station only when it runs."""
+
+from __future__ import annotations
+
+import typer
+
+from commands.eval import evaluate
+from commands.export import export
+from commands.train import train
+
+app = typer.Typer(
+    name="tresnet",
+    help="TResNet, trained, exported to Triton, and served: pictures in, labels out.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+app.command()(train)
+app.command("eval")(evaluate)
+app.command()(export)
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    app()

@@ -1,0 +1,28 @@
+"""``tresnet serve``: the gateway, with the bundled Triton unless another is named."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from commands.console import fails_with_2
+
+
+def serve(
+    repository: Annotated[str | None, typer.Option(help="Model repository of the bundled Triton.")] = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on.  [default: 127.0.0.1]")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on.  [default: 8080]")] = None,
+    triton_url: Annotated[
+        str | None, typer.Option(help="A Triton server to use, in place of the bundled one.", metavar="grpc://HOST:8001")
+    ] = None,
+) -> None:
+    """Serve the model repository over HTTP.
+
+    Every setting can also be given as an environment variable TRESNET_<NAME>; options come before them.
+    """
+    with fails_with_2():
+        from app.server import run
+        from app.settings import load_settings
+
+        run(load_settings(repository=repository, host=host, port=port, triton_url=triton_url))

@@ -1,0 +1,50 @@
+"""Serves the model.pt beside this file from Triton's Python backend, for servers without the PyTorch backend.
+
+Copied into every version of the model repository as ``model.py`` and used by the ``embedded`` configuration
+alone. Tensors cross by DLPack in both directions: nothing is copied through numpy.
+"""
+
+import json
+import os
+import warnings
+from pathlib import Path
+
+import torch
+import triton_python_backend_utils as pb_utils
+
+
+class TritonPythonModel:
+    """Triton creates one for each model instance, each in a process of its own."""
+
+    def initialize(self, args: dict[str, str]) -> None:
+        config = json.loads(args["model_config"])
+        self.input = config["input"][0]["name"]
+        self.outputs = [output["name"] for output in config["output"]]
+        gpu = args["model_instance_kind"] == "GPU"
+        self.device = torch.device(f"cuda:{args['model_instance_device_id']}" if gpu else "cpu")
+        if "OMP_NUM_THREADS" not in os.environ:
+            torch.set_num_threads(max(1, len(os.sched_getaffinity(0))))
+        path = Path(args["model_repository"]) / args["model_version"] / "model.pt"
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            self.program = torch.jit.load(str(path), map_location=self.device).eval()
+
+    @torch.inference_mode()
+    def execute(self, requests):  # type: ignore[no-untyped-def]
+        """One run of the program for all the requests that Triton's dynamic batching brought together."""
+        batches = [
+            torch.from_dlpack(pb_utils.get_input_tensor_by_name(request, self.input).to_dlpack())
+            for request in requests
+        ]
+        merged = batches[0] if len(batches) == 1 else torch.cat([batch.to(self.device) for batch in batches])
+        results = [result.cpu() for result in self.program(merged.to(self.device))]
+        responses, start = [], 0
+        for batch in batches:
+            rows = slice(start, start + len(batch))
+            start += len(batch)
+            tensors = [
+                pb_utils.Tensor.from_dlpack(name, torch.to_dlpack(result[rows].contiguous()))
+                for name, result in zip(self.outputs, results, strict=True)
+            ]
+            responses.append(pb_utils.InferenceResponse(output_tensors=tensors))
+        return responses

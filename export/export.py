@@ -1,0 +1,89 @@
+"""The way of a checkpoint into the model repository, in one function."""
+
+from __future__ import annotations
+
+import copy
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+import tresnet
+from export.golden import golden_picture
+from export.program import Normalisation, eager_program, write_program
+from export.repository import check_agrees, check_name, choose_version, publish
+from export.verify import Verified, verify_program
+from tresnet.checkpoint import Checkpoint, CheckpointError, build_model
+from tresnet.contract import ModelContract, Precision, Task, VersionFacts, labels_digest
+from tresnet.picture import Preprocessing
+
+
+@dataclass(frozen=True)
+class ExportRequest:
+    """What to publish, and how."""
+
+    checkpoint: Checkpoint
+    name: str
+    task: Task
+    repository: Path
+    version: int | None
+    labels: list[str]
+    preprocessing: Preprocessing
+    normalisation: Normalisation
+    precision: Precision
+    max_batch_size: int
+
+
+@dataclass(frozen=True)
+class Exported:
+    """Where the version is, what it promises, and what verifying it measured."""
+
+    folder: Path
+    contract: ModelContract
+    verified: Verified
+
+
+def export_checkpoint(request: ExportRequest) -> Exported:
+    """Convert, verify, publish.
+
+    Raises:
+        CheckpointError: if the checkpoint does not fit its architecture or the request.
+        RepositoryError: if the repository cannot take this version.
+        VerificationError: if the program's scores disagree with the network's.
+        OSError: if the repository cannot be written.
+    """
+    check_name(request.name)
+    facts = request.checkpoint.facts
+    if facts.task != request.task:
+        raise CheckpointError(f"{request.checkpoint.path} was trained to {facts.task}, not to {request.task}")
+    network = build_model(request.checkpoint)
+    eager = eager_program(copy.deepcopy(network), request.task, request.normalisation)
+    how = request.preprocessing
+    contract = ModelContract(
+        name=request.name,
+        version=str(choose_version(request.repository / request.name, request.version)),
+        task=request.task,
+        preprocessing=how,
+        num_labels=len(request.labels),
+        embedding_size=network.head.in_features,
+        max_batch_size=request.max_batch_size,
+        labels_sha256=labels_digest(request.labels),
+        facts=VersionFacts(
+            architecture=facts.arch,
+            precision=request.precision,
+            source_sha256=request.checkpoint.sha256,
+            tools={"tresnet": tresnet.__version__, "torch": torch.__version__, "python": platform.python_version()},
+            thresholds=facts.thresholds,
+            golden=golden_picture(eager, how),
+        ),
+    )
+    check_agrees(request.repository / request.name, contract)  # before the long part
+    verified: list[Verified] = []
+
+    def write_and_verify(path: Path) -> None:
+        write_program(network, request.task, request.normalisation, request.precision, path)
+        verified.append(verify_program(path, eager, how.image_size, request.max_batch_size, request.precision))
+
+    folder = publish(request.repository, contract, request.labels, write_and_verify)
+    return Exported(folder, contract, verified[0])

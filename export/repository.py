@@ -1,0 +1,219 @@
+"""The model repository on disk: how a verified program becomes a version that Triton serves, whole or not at all.
+
+Everything is written aside on the same file system, flushed, and renamed in. A new model appears as one folder
+by one rename. A new version of a known model appears by one rename too, after the configuration has learnt its
+facts: a configuration that knows a version which is not there yet harms nobody.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2 as pb
+
+from tresnet.contract import INPUT, LABELS_FILE, ContractError, ModelContract, read_contract, write_contract
+from tresnet.errors import UserError
+
+PROGRAM_FILE = "model.pt"
+EMBEDDED_NAME = "embedded"
+_EMBEDDED_MODEL = Path(__file__).with_name("embedded_model.py")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
+_MAX_QUEUE_US = 60_000_000
+"""A request that has waited so long in Triton is dropped; the gateway's own deadlines are shorter."""
+
+
+class RepositoryError(UserError):
+    """The model cannot be published as asked; the message says why, and nothing was changed."""
+
+
+def check_name(name: str) -> None:
+    """Raise :class:`RepositoryError` unless ``name`` can be a model's name, in a path and in a URL."""
+    if not _NAME.fullmatch(name):
+        raise RepositoryError(
+            f"{name!r} cannot be a model's name: use letters, digits, '_', '.' and '-', beginning with a letter or digit"
+        )
+
+
+def published_versions(model: Path) -> list[int]:
+    """The version numbers in a model's folder, ascending; empty if there is no such folder."""
+    if not model.is_dir():
+        return []
+    return sorted(int(entry.name) for entry in model.iterdir() if entry.name.isdecimal() and entry.is_dir())
+
+
+def choose_version(model: Path, wanted: int | None) -> int:
+    """``wanted``, or the next free number.
+
+    Raises:
+        RepositoryError: if ``wanted`` exists already.
+    """
+    versions = published_versions(model)
+    if wanted is None:
+        return versions[-1] + 1 if versions else 1
+    if wanted in versions:
+        raise RepositoryError(f"{model.name} has a version {wanted} already: choose another --version, or leave it out")
+    return wanted
+
+
+def check_agrees(model: Path, contract: ModelContract) -> None:
+    """Raise :class:`RepositoryError` if ``contract`` cannot be a further version of the model in ``model``."""
+    if not (model / "config.pbtxt").exists():
+        return
+    config = _read_config(model / "config.pbtxt")
+    try:
+        known = read_contract(config, _any_version(config))
+    except ContractError as error:
+        raise RepositoryError(f"{model} holds a model that `tresnet export` did not write: {error}") from error
+    for what, old, new in (
+        ("task", known.task, contract.task),
+        ("preprocessing", known.preprocessing, contract.preprocessing),
+        ("labels", known.labels_sha256, contract.labels_sha256),
+        ("number of labels", known.num_labels, contract.num_labels),
+        ("embedding size", known.embedding_size, contract.embedding_size),
+        ("maximum batch size", known.max_batch_size, contract.max_batch_size),
+    ):
+        if old != new:
+            raise RepositoryError(
+                f"{model.name} is served with another {what} ({old}, now {new}): versions of one model must agree; "
+                "export it under another --name"
+            )
+
+
+def publish(
+    repository: Path, contract: ModelContract, labels: list[str], write_program: Callable[[Path], None]
+) -> Path:
+    """Put a version into the repository and return its folder.
+
+    ``write_program`` is called with the path to write and verify the program at; if it raises, nothing is changed.
+
+    Raises:
+        RepositoryError: if the name, the version, or the contract does not fit what is there.
+        OSError: if the repository cannot be written; what was written aside is removed.
+    """
+    check_name(contract.name)
+    model = repository / contract.name
+    repository.mkdir(parents=True, exist_ok=True)
+    with _locked(repository):
+        choose_version(model, int(contract.version))
+        check_agrees(model, contract)
+        is_new = not model.exists()
+        staging = Path(tempfile.mkdtemp(dir=repository if is_new else model, prefix=".staging-"))
+        try:
+            version = staging / contract.version if is_new else staging
+            version.mkdir(exist_ok=True)
+            write_program(version / PROGRAM_FILE)
+            shutil.copyfile(_EMBEDDED_MODEL, version / "model.py")
+            _open_to_readers(staging)
+            if is_new:
+                (staging / LABELS_FILE).write_text("".join(f"{label}\n" for label in labels), encoding="utf-8")
+                _write_configs(staging, contract)
+                _open_to_readers(staging)
+                _sync(staging)
+                staging.rename(model)
+            else:
+                _sync(staging)
+                _write_configs(model, contract)
+                staging.rename(model / contract.version)
+        except BaseException:
+            shutil.rmtree(staging, ignore_errors=True)
+            raise
+    return model / contract.version
+
+
+def _write_configs(model: Path, contract: ModelContract) -> None:
+    """``config.pbtxt`` for Triton's PyTorch backend, and ``configs/embedded.pbtxt`` for the Python backend."""
+    path = model / "config.pbtxt"
+    config = _read_config(path) if path.exists() else pb.ModelConfig()
+    write_contract(contract, config)
+    config.platform = "pytorch_libtorch"
+    config.version_policy.all.SetInParent()
+    del config.instance_group[:]
+    config.instance_group.add(kind=pb.ModelInstanceGroup.KIND_AUTO)
+    queue = config.dynamic_batching.default_queue_policy
+    queue.timeout_action = pb.ModelQueuePolicy.REJECT
+    queue.default_timeout_microseconds = _MAX_QUEUE_US
+    queue.allow_timeout_override = True
+    queue.max_queue_size = 16 * contract.max_batch_size
+    del config.model_warmup[:]
+    for batch_size in sorted({1, contract.max_batch_size}):
+        _add_warmup(config, contract, batch_size)
+
+    embedded = pb.ModelConfig()
+    embedded.CopyFrom(config)
+    embedded.platform = ""
+    embedded.backend = "python"
+    del embedded.model_warmup[:]
+    _add_warmup(embedded, contract, 1)
+
+    (model / "configs").mkdir(exist_ok=True)
+    _replace(model / "configs" / f"{EMBEDDED_NAME}.pbtxt", _as_text(embedded))
+    _replace(path, _as_text(config))
+
+
+def _add_warmup(config: pb.ModelConfig, contract: ModelContract, batch_size: int) -> None:
+    side = contract.preprocessing.image_size
+    warmup = config.model_warmup.add(name=f"batch_{batch_size}", batch_size=batch_size, count=2)
+    warmup.inputs[INPUT].data_type = pb.DataType.TYPE_UINT8
+    warmup.inputs[INPUT].dims.extend([side, side, 3])
+    warmup.inputs[INPUT].random_data = True
+
+
+def _read_config(path: Path) -> pb.ModelConfig:
+    try:
+        return text_format.Parse(path.read_text(encoding="utf-8"), pb.ModelConfig())
+    except text_format.ParseError as error:
+        raise RepositoryError(f"{path} is not a Triton model configuration: {error}") from error
+
+
+def _any_version(config: pb.ModelConfig) -> str:
+    versions = [key.partition(".")[2] for key in config.parameters if key.startswith("version.")]
+    return versions[0] if versions else "1"
+
+
+def _as_text(config: pb.ModelConfig) -> str:
+    """protobuf leaves out values equal to their default; the kind of instance is worth reading all the same."""
+    text: str = text_format.MessageToString(config)
+    return text.replace("instance_group {\n}", "instance_group {\n  kind: KIND_AUTO\n}")
+
+
+def _replace(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.new")
+    temporary.write_text(text, encoding="utf-8")
+    _sync_file(temporary)
+    temporary.replace(path)
+
+
+def _open_to_readers(folder: Path) -> None:
+    """Triton often runs as another user: all may read, as with any file made in the usual way."""
+    for path in [folder, *folder.rglob("*")]:
+        path.chmod(0o755 if path.is_dir() else 0o644)
+
+
+def _sync(folder: Path) -> None:
+    for path in folder.rglob("*"):
+        if path.is_file():
+            _sync_file(path)
+
+
+def _sync_file(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+@contextmanager
+def _locked(repository: Path) -> Iterator[None]:
+    """One writer at a time."""
+    descriptor = os.open(repository, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
