@@ -216,7 +216,10 @@ def _document(request_id: str, found: Answer) -> dict[str, Any]:
 def _as_hf(found: Answer) -> list[Any]:
     """One picture: a list of label and score. Several: a list of such lists; a failed picture's is empty."""
     lists = [
-        [{"label": entry["label"], "score": entry["score"]} for entry in result.get("predictions", result.get("tags", []))]
+        [
+            {"label": entry["label"], "score": entry["score"]}
+            for entry in result.get("predictions", result.get("tags", []))
+        ]
         for result in found.results
     ]
     return lists[0] if len(lists) == 1 else lists
@@ -244,7 +247,9 @@ async def _http_exception(request: Request, error: Exception) -> Response:
         405: f"{request.url.path} does not take {request.method}",
     }
     fault = RequestError(
-        error.status_code, codes.get(error.status_code, "malformed_request"), details.get(error.status_code, str(error.detail))
+        error.status_code,
+        codes.get(error.status_code, "malformed_request"),
+        details.get(error.status_code, str(error.detail)),
     )
     response = _problem_response(fault, request.url.path, request.state.request_id)
     response.headers.update(error.headers or {})

@@ -63,7 +63,9 @@ async def read_body(request: Request, settings: Settings) -> Body:
         body = Body([ImageInput("0", data)])
     if len(body.images) > settings.max_images:
         raise RequestError(
-            413, "too_many_images", f"{len(body.images)} pictures in one request; at most {settings.max_images} are accepted"
+            413,
+            "too_many_images",
+            f"{len(body.images)} pictures in one request; at most {settings.max_images} are accepted",
         )
     return body
 

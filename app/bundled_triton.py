@@ -82,7 +82,9 @@ class BundledTriton:
                 f"no bundled Triton in {self._server.parent.parent}: run `make setup`, or give --triton-url grpc://HOST:8001"
             )
         if not self._stub.exists():
-            raise UserError(f"the bundled Triton has no backend for Python {_python_version()}; use Python 3.11 or 3.12")
+            raise UserError(
+                f"the bundled Triton has no backend for Python {_python_version()}; use Python 3.11 or 3.12"
+            )
         missing = [
             line.split()[0] for line in self._linked_libraries() if "not found" in line and "libcuda" not in line
         ]
@@ -100,7 +102,9 @@ class BundledTriton:
         ldd = shutil.which("ldd")
         if ldd is None:
             return []
-        answer = subprocess.run([ldd, str(self._stub)], env=self._environment(), capture_output=True, text=True, check=False)  # noqa: S603
+        answer = subprocess.run(
+            [ldd, str(self._stub)], env=self._environment(), capture_output=True, text=True, check=False
+        )  # noqa: S603
         return answer.stdout.splitlines()
 
     def _link_backend(self, folder: Path) -> None:

@@ -103,7 +103,9 @@ class Catalogue:
                 raise UnavailableError("model_not_ready", f"model {name!r} is not ready; try again")
             raise RequestError(404, "unknown_model", f"there is no model {name!r}; GET /models lists them")
         if version is not None and version not in versions:
-            raise RequestError(404, "unknown_version", f"model {name!r} has no version {version!r}; GET /models lists them")
+            raise RequestError(
+                404, "unknown_version", f"model {name!r} has no version {version!r}; GET /models lists them"
+            )
         model = versions[version or max(versions, key=int)]
         if model.contract.task != task:
             raise bad_parameter(f"model {name!r} is for /{model.contract.task}, not for {route}")

@@ -44,7 +44,13 @@ def request_body(parameters: type[Parameters]) -> dict[str, Any]:
     }
     return {
         "parameters": [
-            {"name": name, "in": "query", "required": False, "description": entry.get("description", ""), "schema": entry}
+            {
+                "name": name,
+                "in": "query",
+                "required": False,
+                "description": entry.get("description", ""),
+                "schema": entry,
+            }
             for name, entry in schema["properties"].items()
         ],
         "requestBody": {
@@ -88,4 +94,6 @@ def answer_schema(task: str) -> dict[int | str, dict[str, Any]]:
         "model": {"name": "digits" if task == "classify" else "multidigits", "version": "1", "task": task},
         "results": [{"id": "0", "status": "ok", "width": 64, "height": 64, listed: [entry]}],
     }
-    return {200: {"description": "One result a picture, in order", "content": {"application/json": {"example": example}}}}
+    return {
+        200: {"description": "One result a picture, in order", "content": {"application/json": {"example": example}}}
+    }

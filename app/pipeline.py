@@ -177,7 +177,9 @@ def read_scores(model: ServedModel, prediction: Prediction, parameters: Paramete
     return answer
 
 
-def _tags(model: ServedModel, scores: np.ndarray[Any, np.dtype[np.float32]], parameters: TagParameters) -> list[dict[str, Any]]:
+def _tags(
+    model: ServedModel, scores: np.ndarray[Any, np.dtype[np.float32]], parameters: TagParameters
+) -> list[dict[str, Any]]:
     thresholds = model.thresholds if parameters.threshold is None else [parameters.threshold] * len(scores)
     included, excluded = parameters.include_labels, set(parameters.exclude_labels or [])
     tags = [

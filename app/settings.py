@@ -20,9 +20,13 @@ class Settings(BaseSettings):
 
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(8080, ge=0, le=65535, description="Port to listen on.")
-    triton_url: str | None = Field(None, description="grpc://HOST:PORT of a Triton server; none starts the bundled one.")
+    triton_url: str | None = Field(
+        None, description="grpc://HOST:PORT of a Triton server; none starts the bundled one."
+    )
     repository: str = Field("model_repository", description="Model repository of the bundled Triton.")
-    triton_home: str | None = Field(None, description="Where nvidia-pytriton is unpacked; by default in the environment.")
+    triton_home: str | None = Field(
+        None, description="Where nvidia-pytriton is unpacked; by default in the environment."
+    )
     log_dir: str = Field("logs", description="Folder for the bundled Triton's log.")
     max_body_bytes: int = Field(32 * 2**20, ge=1024, description="Largest request body, in bytes.")
     max_pixels: int = Field(64_000_000, ge=400, description="Most pixels in one picture.")
@@ -30,14 +34,20 @@ class Settings(BaseSettings):
     max_queue_images: int = Field(512, ge=1, description="Most pictures admitted at once: decoding, queued, in flight.")
     overload_status: Literal[429, 503] = Field(503, description="Status when the queue is full.")
     decode_threads: int = Field(
-        default_factory=lambda: min(32, len(os.sched_getaffinity(0)) + 1), ge=1, description="Threads that decode pictures."
+        default_factory=lambda: min(32, len(os.sched_getaffinity(0)) + 1),
+        ge=1,
+        description="Threads that decode pictures.",
     )
     batches_in_flight: int = Field(2, ge=1, le=64, description="Batches that Triton works on at once, for each model.")
-    request_timeout_ms: int = Field(30_000, ge=1, description="Deadline of a request, and the bound of the client's own.")
+    request_timeout_ms: int = Field(
+        30_000, ge=1, description="Deadline of a request, and the bound of the client's own."
+    )
     body_timeout_ms: int = Field(30_000, ge=1, description="Time that a client has to send its body.")
     drain_timeout_s: float = Field(30.0, ge=0, description="Time that requests in flight get to finish at a stop.")
     triton_poll_ms: int = Field(1000, ge=50, description="How often Triton's state is looked at.")
-    max_metric_labels: int = Field(100, ge=0, description="Labels with a counter of their own; the rest count as other.")
+    max_metric_labels: int = Field(
+        100, ge=0, description="Labels with a counter of their own; the rest count as other."
+    )
 
 
 def load_settings(**overrides: object) -> Settings:

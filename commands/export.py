@@ -21,7 +21,9 @@ def export(
     name: Annotated[str, typer.Option(help="The model's name in the repository and in requests.", metavar="MODEL")],
     repository: Annotated[Path, typer.Option(help="The model repository to publish in.")] = Path("model_repository"),
     version: Annotated[int | None, typer.Option(help="Version number; the next free one by default.", min=1)] = None,
-    labels: Annotated[Path | None, typer.Option(help="A file of labels, one a line, in place of the checkpoint's.")] = None,
+    labels: Annotated[
+        Path | None, typer.Option(help="A file of labels, one a line, in place of the checkpoint's.")
+    ] = None,
     arch: Annotated[Arch | None, typer.Option(help="Override the recognised architecture.")] = None,
     image_size: Annotated[int | None, typer.Option(help="Side of the network's input, in pixels.", min=20)] = None,
     crop_pct: Annotated[float | None, typer.Option(help="Share of the shorter side that is kept, 0..1.")] = None,

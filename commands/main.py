@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import typer
 
+from commands.ask import classify, tag
 from commands.eval import evaluate
 from commands.export import export
+from commands.serve import serve
 from commands.train import train
 
 app = typer.Typer(
@@ -17,6 +19,9 @@ app = typer.Typer(
 app.command()(train)
 app.command("eval")(evaluate)
 app.command()(export)
+app.command()(serve)
+app.command()(classify)
+app.command()(tag)
 
 
 def main() -> None:

@@ -14,7 +14,8 @@ def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen on.  [default: 127.0.0.1]")] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on.  [default: 8080]")] = None,
     triton_url: Annotated[
-        str | None, typer.Option(help="A Triton server to use, in place of the bundled one.", metavar="grpc://HOST:8001")
+        str | None,
+        typer.Option(help="A Triton server to use, in place of the bundled one.", metavar="grpc://HOST:8001"),
     ] = None,
 ) -> None:
     """Serve the model repository over HTTP.

@@ -62,9 +62,7 @@ def eager_program(network: TResNet, task: Task, normalisation: Normalisation) ->
     return ServingProgram(network, task, normalisation, torch.float32).eval()
 
 
-def write_program(
-    network: TResNet, task: Task, normalisation: Normalisation, precision: Precision, path: Path
-) -> None:
+def write_program(network: TResNet, task: Task, normalisation: Normalisation, precision: Precision, path: Path) -> None:
     """Write the TorchScript program to ``path``. ``network`` is consumed: its norm layers become batch norms.
 
     Freezing folds every batch norm into its convolution and drops all that only training needs.

@@ -38,7 +38,9 @@ def load_program(path: Path) -> torch.jit.ScriptModule:
 
 
 @torch.inference_mode()
-def verify_program(path: Path, eager: ServingProgram, image_size: int, max_batch_size: int, precision: Precision) -> Verified:
+def verify_program(
+    path: Path, eager: ServingProgram, image_size: int, max_batch_size: int, precision: Precision
+) -> Verified:
     """Compare the saved program with the eager one on pictures of smooth noise, which excite all channels.
 
     Raises:
@@ -53,7 +55,9 @@ def verify_program(path: Path, eager: ServingProgram, image_size: int, max_batch
         for _ in range(2):  # the second run is the one that TorchScript has optimised
             scores, embedding = program(pictures)
             if not (scores.isfinite().all() and embedding.isfinite().all()):
-                raise VerificationError(f"the {precision} program gives infinite or undefined values at batch {batch_size}")
+                raise VerificationError(
+                    f"the {precision} program gives infinite or undefined values at batch {batch_size}"
+                )
             distance = max(distance, (scores - expected).abs().max().item())
         agreeing += int((scores.argmax(1) == expected.argmax(1)).sum())
         total += batch_size

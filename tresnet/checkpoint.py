@@ -110,9 +110,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
     except (KeyError, ValidationError) as error:
         raise CheckpointError(f"{path}: the checkpoint's facts are missing or damaged") from error
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    return Checkpoint(
-        facts=facts, weights=content["model"], path=path, sha256=digest, training=content.get("training")
-    )
+    return Checkpoint(facts=facts, weights=content["model"], path=path, sha256=digest, training=content.get("training"))
 
 
 def build_model(checkpoint: Checkpoint, norm: Norm | None = None) -> TResNet:

@@ -106,7 +106,9 @@ def read_contract(config: pb.ModelConfig, version: str) -> ModelContract:
     if len(scores) != 1 or len(embedding) != 1:
         raise ContractError(f"{name}: {SCORES} and {EMBEDDING} must have one dimension, not {scores} and {embedding}")
     if _VERSION_PREFIX + version not in parameters:
-        raise ContractError(f"{name}: parameter {_VERSION_PREFIX + version!r} is missing; export it with `tresnet export`")
+        raise ContractError(
+            f"{name}: parameter {_VERSION_PREFIX + version!r} is missing; export it with `tresnet export`"
+        )
     try:
         own = _Parameters.model_validate(parameters)
         facts = TypeAdapter(Json[VersionFacts]).validate_python(parameters[_VERSION_PREFIX + version])

@@ -124,9 +124,7 @@ class TResNet(nn.Module):
             layers: list[nn.Module] = []
             for index in range(repeats):
                 stride = 2 if stage > 0 and index == 0 else 1
-                layers.append(
-                    BLOCK_CLASSES[block](inputs, planes, stride, stage < 3, make_norm, variant.block_slope)
-                )
+                layers.append(BLOCK_CLASSES[block](inputs, planes, stride, stage < 3, make_norm, variant.block_slope))
                 inputs = planes * EXPANSION[block]
             self.add_module(f"stage{stage + 1}", nn.Sequential(*layers))
         self.pool = FastGlobalPool()
@@ -162,7 +160,12 @@ class TResNet(nn.Module):
 
 
 def create_model(
-    arch: str, num_classes: int, norm: Norm = "own", *, block_slope: float | None = None, stem_slope: float | None = None
+    arch: str,
+    num_classes: int,
+    norm: Norm = "own",
+    *,
+    block_slope: float | None = None,
+    stem_slope: float | None = None,
 ) -> TResNet:
     """One of :data:`VARIANTS` with fresh weights.
 
