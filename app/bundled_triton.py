@@ -102,9 +102,9 @@ class BundledTriton:
         ldd = shutil.which("ldd")
         if ldd is None:
             return []
-        answer = subprocess.run(
+        answer = subprocess.run(  # noqa: S603
             [ldd, str(self._stub)], env=self._environment(), capture_output=True, text=True, check=False
-        )  # noqa: S603
+        )
         return answer.stdout.splitlines()
 
     def _link_backend(self, folder: Path) -> None:

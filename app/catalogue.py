@@ -186,7 +186,7 @@ class Catalogue:
         distance = max(abs(float(prediction.scores[label]) - score) for label, score in golden.scores.items())
         if distance > SCORE_TOLERANCE[contract.facts.precision]:
             raise TritonAnswerError(
-                f"model {contract.name!r} version {contract.version}: its golden picture's scores are {distance:.3f} off"
+                f"model {contract.name!r} version {contract.version}: golden picture's scores are {distance:.3f} off"
             )
 
     def _runner(self, contract: ModelContract) -> Callable[[Sequence[Picture], float], Awaitable[list[Prediction]]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
@@ -12,7 +14,7 @@ class Metrics:
 
     def __init__(self, max_labels: int) -> None:
         self.registry = CollectorRegistry()
-        make = {"registry": self.registry}
+        make: dict[str, Any] = {"registry": self.registry}
         self.requests = Counter("tresnet_http_requests", "Requests answered.", ["route", "method", "code"], **make)
         self.duration = Histogram(
             "tresnet_http_request_duration_seconds", "Time to answer.", ["route"], buckets=_SECONDS, **make

@@ -18,7 +18,9 @@ def evaluate(
     data: Annotated[
         Path | None, typer.Option(help="Labelled pictures; by default those that the run's recipe held out.")
     ] = None,
-    image_size: Annotated[int | None, typer.Option(min=20, help="Another side for the network's input, in pixels.")] = None,
+    image_size: Annotated[
+        int | None, typer.Option(min=20, help="Another side for the network's input, in pixels.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="JSON alone.")] = False,
 ) -> None:
     """Measure a checkpoint: top-1 and top-5, or mAP and F1."""

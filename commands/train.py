@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -13,8 +13,12 @@ from commands.export import Arch
 
 def train(
     recipe: Annotated[str, typer.Argument(help="digits, multidigits or fashion.", metavar="RECIPE")],
-    data: Annotated[Path | None, typer.Option(help="Folder of the recipe's data, where it does not bring its own.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Where the run goes.  [default: runs/RECIPE]", metavar="RUN_DIR")] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Folder of the recipe's data, where it does not bring its own.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Where the run goes.  [default: runs/RECIPE]", metavar="RUN_DIR")
+    ] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the data.")] = None,
     image_size: Annotated[int | None, typer.Option(min=20, help="Side of the network's input, in pixels.")] = None,
     batch_size: Annotated[int | None, typer.Option(min=2, help="Pictures in a step.")] = None,
@@ -40,7 +44,7 @@ def train(
         from tresnet.inplace_abn import NORMS
 
         logging.basicConfig(level=logging.INFO, format="%(message)s")
-        changes = {"epochs": epochs, "image_size": image_size, "batch_size": batch_size, "arch": arch}
+        changes: dict[str, Any] = {"epochs": epochs, "image_size": image_size, "batch_size": batch_size, "arch": arch}
         chosen = replace(find_recipe(recipe), **{key: value for key, value in changes.items() if value is not None})
         if norm not in NORMS:
             raise UserError(f"--norm takes {', '.join(NORMS)}, not {norm!r}")

@@ -38,7 +38,7 @@ def check_name(name: str) -> None:
     """Raise :class:`RepositoryError` unless ``name`` can be a model's name, in a path and in a URL."""
     if not _NAME.fullmatch(name):
         raise RepositoryError(
-            f"{name!r} cannot be a model's name: use letters, digits, '_', '.' and '-', beginning with a letter or digit"
+            f"{name!r} cannot be a model's name: use letters, digits, '_', '.', '-', beginning with a letter or digit"
         )
 
 
@@ -179,7 +179,7 @@ def _any_version(config: pb.ModelConfig) -> str:
 
 
 def _as_text(config: pb.ModelConfig) -> str:
-    """protobuf leaves out values equal to their default; the kind of instance is worth reading all the same."""
+    """Protobuf leaves out values equal to their default; the kind of instance is worth reading all the same."""
     text: str = text_format.MessageToString(config)
     return text.replace("instance_group {\n}", "instance_group {\n  kind: KIND_AUTO\n}")
 

@@ -34,7 +34,8 @@ def load_program(path: Path) -> torch.jit.ScriptModule:
     """The TorchScript program at ``path``, on the CPU, as Triton would load it."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
-        return torch.jit.load(str(path), map_location="cpu").eval()
+        program: torch.jit.ScriptModule = torch.jit.load(str(path), map_location="cpu").eval()
+    return program
 
 
 @torch.inference_mode()

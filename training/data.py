@@ -143,7 +143,9 @@ def _multidigits(recipe: Recipe, how: Preprocessing, seed: int) -> DataSet:
         canvases, targets = _canvases(train_x, train_y, count, random)
         return Split(_prepare_all([encode_png(canvas) for canvas in canvases], how), targets)
 
-    def held_out(pixels: Pixels, classes: npt.NDArray[np.int64], number: int) -> tuple[list[bytes], npt.NDArray[np.float32]]:
+    def held_out(
+        pixels: Pixels, classes: npt.NDArray[np.int64], number: int
+    ) -> tuple[list[bytes], npt.NDArray[np.float32]]:
         canvases, targets = _canvases(pixels, classes, 500, np.random.default_rng([seed, number]))
         return [encode_png(canvas) for canvas in canvases], targets
 
@@ -172,7 +174,10 @@ def _canvases(
         for quarter in random.permutation(4)[: random.integers(1, 5)]:
             chosen = random.integers(len(classes))
             side = int(random.integers(28, 39))
-            top, left = (40 * (quarter // 2) + random.integers(40 - side + 1), 40 * (quarter % 2) + random.integers(40 - side + 1))
+            top, left = (
+                40 * (quarter // 2) + random.integers(40 - side + 1),
+                40 * (quarter % 2) + random.integers(40 - side + 1),
+            )
             resample = _FILTERS[random.integers(1, len(_FILTERS))]
             canvas[top : top + side, left : left + side] = np.asarray(
                 Image.fromarray(pixels[chosen]).resize((side, side), resample)
@@ -185,7 +190,9 @@ def _canvases(
 def _fashion(how: Preprocessing, seed: int, folder: Path) -> DataSet:
     pixels, classes = read_idx(folder, "train")
     test_x, test_y = read_idx(folder, "t10k")
-    train_part, val_part = train_test_split(np.arange(len(classes)), test_size=5000, random_state=seed, stratify=classes)
+    train_part, val_part = train_test_split(
+        np.arange(len(classes)), test_size=5000, random_state=seed, stratify=classes
+    )
     prepared = _prepare_all([encode_png(picture) for picture in pixels], how)
 
     def train(random: np.random.Generator) -> Split:
@@ -216,7 +223,7 @@ def read_idx(folder: Path, part: str) -> tuple[Pixels, npt.NDArray[np.int64]]:
 
 
 def read_folder(folder: Path, labels: list[str], how: Preprocessing, *, tags: bool) -> Split:
-    """Pictures to evaluate on: idx files, ``labels.csv`` (columns path, labels split by ``|``), or ``<label>/<picture>``.
+    """Pictures to evaluate on: idx files, ``labels.csv`` (path, labels split by ``|``), or ``<label>/<picture>``.
 
     Raises:
         UserError: if the folder is none of these, a label is unknown, or pictures cannot be read (named).

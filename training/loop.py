@@ -109,7 +109,15 @@ def train(run: Run) -> dict[str, float]:
 
 
 def _train_epoch(
-    run: Run, model: TResNet, optimizer: Any, schedule: Any, data: DataSet, epoch: int, steps: int, progress: Any, log: Any
+    run: Run,
+    model: TResNet,
+    optimizer: Any,
+    schedule: Any,
+    data: DataSet,
+    epoch: int,
+    steps: int,
+    progress: Any,
+    log: Any,
 ) -> None:
     recipe = run.recipe
     random = np.random.default_rng([run.seed, 1000 + epoch])  # an epoch's pictures depend on seed and epoch alone
@@ -155,7 +163,9 @@ def predict(model: TResNet, task: Task, split: Split, device: torch.device) -> n
     return torch.cat(scores).numpy()
 
 
-def _validate(model: TResNet, task: Task, val: Split, device: torch.device) -> tuple[dict[str, float], list[float] | None]:
+def _validate(
+    model: TResNet, task: Task, val: Split, device: torch.device
+) -> tuple[dict[str, float], list[float] | None]:
     scores = predict(model, task, val, device)
     thresholds = best_thresholds(scores, val.targets) if task == "tag" else None  # type: ignore[arg-type]
     return evaluate_scores(task, scores, val.targets, thresholds), thresholds
@@ -169,9 +179,9 @@ def evaluate_checkpoint(
     Raises:
         UserError: if the checkpoint or the data cannot be used.
     """
-    from tresnet.checkpoint import build_model
     from training.data import read_folder
     from training.recipes import find_recipe
+    from tresnet.checkpoint import build_model
 
     checkpoint = load_checkpoint(path)
     facts = checkpoint.facts
@@ -206,7 +216,9 @@ def _initialise_from(model: TResNet, path: Path) -> None:
     logger.info("initialised from %s; fresh: %s", path, ", ".join(others) or "nothing")
 
 
-def _resume(last: Path, facts: ModelFacts, recipe: Recipe, model: TResNet, optimizer: Any, schedule: Any) -> tuple[int, float]:
+def _resume(
+    last: Path, facts: ModelFacts, recipe: Recipe, model: TResNet, optimizer: Any, schedule: Any
+) -> tuple[int, float]:
     checkpoint = load_checkpoint(last)
     state = checkpoint.training or {}
     same = checkpoint.facts.model_copy(update={"thresholds": None}) == facts
@@ -221,7 +233,12 @@ def _resume(last: Path, facts: ModelFacts, recipe: Recipe, model: TResNet, optim
 
 
 def _progress(recipe: Recipe, epoch: int, steps: int) -> Progress:
-    columns = (TextColumn(recipe.name), BarColumn(), TextColumn("{task.fields[speed]}"), TextColumn("{task.fields[loss]}"))
+    columns = (
+        TextColumn(recipe.name),
+        BarColumn(),
+        TextColumn("{task.fields[speed]}"),
+        TextColumn("{task.fields[loss]}"),
+    )
     progress = Progress(*columns, TimeRemainingColumn())
     progress.add_task(recipe.name, total=recipe.epochs * steps, completed=epoch * steps, speed="", loss="")
     return progress

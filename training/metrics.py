@@ -55,7 +55,9 @@ def best_thresholds(scores: Scores, targets: npt.NDArray[np.float32]) -> list[fl
     return thresholds
 
 
-def evaluate_scores(task: str, scores: Scores, targets: npt.NDArray[Any], thresholds: list[float] | None) -> dict[str, float]:
+def evaluate_scores(
+    task: str, scores: Scores, targets: npt.NDArray[Any], thresholds: list[float] | None
+) -> dict[str, float]:
     """The figures that belong to ``task``."""
     if task == "classify":
         return {"top1": top_k_accuracy(scores, targets, 1), "top5": top_k_accuracy(scores, targets, 5)}

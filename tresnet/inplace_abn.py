@@ -118,11 +118,11 @@ class InPlaceABN(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
             gamma = self.weight.abs() + self.eps
-            y = F.batch_norm(x, self.running_mean, self.running_var, gamma, self.bias, False, 0.0, self.eps)
-            return y if self.slope == IDENTITY else F.leaky_relu(y, self.slope, inplace=not y.requires_grad)
+            z = F.batch_norm(x, self.running_mean, self.running_var, gamma, self.bias, False, 0.0, self.eps)
+            return z if self.slope == IDENTITY else F.leaky_relu(z, self.slope, inplace=not z.requires_grad)
         if x.numel() == x.shape[1]:
             raise ValueError(f"training needs more than one value per channel, got an input of shape {tuple(x.shape)}")
-        y: Tensor = _InPlaceABNFunction.apply(
+        y: Tensor = _InPlaceABNFunction.apply(  # type: ignore[no-untyped-call]
             x,
             self.weight,
             self.bias,

@@ -119,6 +119,7 @@ class TResNet(nn.Module):
         self.space_to_depth = SpaceToDepth()
         self.stem = ConvABN(3 * 16, variant.width, 3, make_norm, variant.stem_slope)
         inputs = variant.width
+        stages: list[nn.Module] = []
         for stage, (repeats, block) in enumerate(zip(variant.repeats, variant.blocks, strict=True)):
             planes = variant.width * 2**stage
             layers: list[nn.Module] = []
@@ -126,7 +127,8 @@ class TResNet(nn.Module):
                 stride = 2 if stage > 0 and index == 0 else 1
                 layers.append(BLOCK_CLASSES[block](inputs, planes, stride, stage < 3, make_norm, variant.block_slope))
                 inputs = planes * EXPANSION[block]
-            self.add_module(f"stage{stage + 1}", nn.Sequential(*layers))
+            stages.append(nn.Sequential(*layers))
+        self.stage1, self.stage2, self.stage3, self.stage4 = stages
         self.pool = FastGlobalPool()
         self.head = nn.Linear(variant.num_features, num_classes)
         self._initialise()
@@ -141,11 +143,13 @@ class TResNet(nn.Module):
         x = self.stage2(x)  # [N, ·, H/8, W/8]
         x = self.stage3(x)  # [N, ·, H/16, W/16]
         x = self.stage4(x)  # [N, num_features, H/32, W/32]
-        return self.pool(x)
+        embedding: Tensor = self.pool(x)
+        return embedding
 
     def classify(self, embedding: Tensor) -> Tensor:
         """``[N, num_features]`` embeddings to ``[N, num_classes]`` logits."""
-        return self.head(embedding)
+        logits: Tensor = self.head(embedding)
+        return logits
 
     def _initialise(self) -> None:
         """Convolutions Kaiming-normal, the last norm of every block zero, a small head (the authors' code)."""

@@ -1,0 +1,63 @@
+# Two commands matter: `make serve` and `make test`. Each sets up all that it needs.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+MODELS := model_repository
+PORT ?= 8080
+
+.PHONY: serve models setup setup-dev inplace-abn test check clean
+
+serve: models  ## train and export what is missing, then serve on http://127.0.0.1:8080
+	PORT=$(PORT) VENV=$(VENV) sh deploy/serve.sh
+
+models: setup
+	@if [ -z "$$(find $(MODELS) -mindepth 2 -maxdepth 2 -name config.pbtxt)" ]; then \
+		$(MAKE) $(MODELS)/digits/config.pbtxt $(MODELS)/multidigits/config.pbtxt; fi
+
+$(MODELS)/digits/config.pbtxt: runs/digits/complete
+	$(BIN)/tresnet export runs/digits/best.pt --task classify --name digits
+
+$(MODELS)/multidigits/config.pbtxt: runs/multidigits/complete
+	$(BIN)/tresnet export runs/multidigits/best.pt --task tag --name multidigits
+
+# An interrupted training goes on where it stopped.
+runs/%/complete:
+	$(BIN)/tresnet train $* $$(test ! -e runs/$*/last.pt || echo --resume)
+	touch $@
+
+setup: $(VENV)/.installed  ## the virtual environment and the bundled Triton
+
+$(VENV)/.installed: pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is " + sys.version) if sys.version_info < (3, 11) else None'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --editable '.[train]'
+	rm -rf $(VENV)/triton
+	$(BIN)/python -m pip install --quiet --no-deps --target $(VENV)/triton nvidia-pytriton==0.7.0
+	touch $@
+
+setup-dev: $(VENV)/.installed-dev
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --editable '.[train,dev]'
+	touch $@
+
+inplace-abn: $(VENV)/.installed-iabn  ## the package's fused InPlace-ABN kernels; needs a C++ compiler
+
+# Its setup imports torch, and torch's extension builder wants ninja: a second step, in this very environment.
+$(VENV)/.installed-iabn: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet setuptools setuptools_scm wheel ninja
+	PATH="$$PWD/$(BIN):$$PATH" $(BIN)/python -m pip install --quiet --no-build-isolation --no-cache-dir inplace-abn==1.1.0
+	touch $@
+
+test: setup-dev inplace-abn  ## the whole test suite, with a real Triton
+	$(BIN)/python -m pytest
+
+check: setup-dev  ## lint, format, types, imports
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+clean:
+	rm -rf $(VENV) runs logs build *.egg-info

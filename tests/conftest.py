@@ -1,0 +1,146 @@
+"""Real models, a real Triton and a real gateway, once for all tests."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from training.data import encode_png
+from tresnet.checkpoint import ModelFacts, save_checkpoint
+from tresnet.model import create_model
+from tresnet.picture import Preprocessing
+
+TRESNET = str(Path(sys.executable).with_name("tresnet"))
+
+
+def run_tresnet(*arguments: object, cwd: Path, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [TRESNET, *map(str, arguments)], cwd=cwd, capture_output=True, text=True, timeout=timeout, check=False
+    )
+
+
+def random_checkpoint(path: Path, *, task: str, labels: list[str], size: int, arch: str = "tresnet_m") -> Path:
+    """Weights and statistics as of a trained network: nothing zero, a third of the norm weights negative."""
+    torch.manual_seed(len(labels) + size)
+    model = create_model(arch, len(labels))
+    for module in model.modules():
+        if hasattr(module, "running_mean"):
+            module.weight.data.normal_(0.8, 0.2)
+            module.weight.data[::3] *= -1
+            module.bias.data.normal_(0, 0.1)
+    model.head.weight.data.normal_(0, 0.05)
+    with torch.no_grad():
+        for _ in range(10):
+            model(torch.rand(8, 3, size, size))
+    facts = ModelFacts(arch=arch, task=task, labels=labels, preprocessing=Preprocessing(image_size=size))
+    save_checkpoint(path, facts, model.state_dict())
+    return path
+
+
+@dataclass
+class Server:
+    url: str
+    process: subprocess.Popen[bytes]
+    folder: Path
+
+    def triton_pids(self) -> list[int]:
+        own = f"--model-repository={self.folder / 'model_repository'}"
+        return [
+            int(entry.name)
+            for entry in Path("/proc").iterdir()
+            if entry.name.isdecimal() and own in _cmdline(entry).decode(errors="replace").split("\0")
+        ]
+
+    def wait_ready(self, seconds: float) -> float:
+        started = time.monotonic()
+        while time.monotonic() - started < seconds:
+            try:
+                if httpx.get(f"{self.url}/readyz", timeout=5).status_code == 200:
+                    return time.monotonic() - started
+            except httpx.HTTPError:
+                pass
+            assert self.process.poll() is None, (self.folder / "serve.log").read_text()
+            time.sleep(0.1)
+        raise AssertionError(f"not ready in {seconds} s: {(self.folder / 'serve.log').read_text()[-3000:]}")
+
+
+def _cmdline(entry: Path) -> bytes:
+    try:
+        return (entry / "cmdline").read_bytes()
+    except OSError:
+        return b""
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def start_server(folder: Path) -> Server:
+    port = free_port()
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("TRESNET_")}
+    with (folder / "serve.log").open("ab") as log:
+        process = subprocess.Popen(
+            [TRESNET, "serve", "--port", str(port)],
+            cwd=folder,
+            env=environment,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+    return Server(f"http://127.0.0.1:{port}", process, folder)
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with digits trained for real, shortly, and a tagger, exported by the command line."""
+    folder = tmp_path_factory.mktemp("models")
+    trained = run_tresnet("train", "digits", "--epochs", 3, cwd=folder)
+    assert trained.returncode == 0, trained.stderr
+    random_checkpoint(folder / "tagger.pt", task="tag", labels=[f"tag {i}" for i in range(5)], size=40)
+    for arguments in (
+        ("runs/digits/best.pt", "--task", "classify", "--name", "digits"),
+        ("tagger.pt", "--task", "tag", "--name", "tagger"),
+    ):
+        exported = run_tresnet("export", *arguments, cwd=folder)
+        assert exported.returncode == 0, exported.stderr
+    return folder
+
+
+@pytest.fixture(scope="session")
+def server(models: Path) -> Iterator[Server]:
+    running = start_server(models)
+    try:
+        running.wait_ready(60)
+        yield running
+    finally:
+        if running.process.poll() is None:
+            running.process.send_signal(signal.SIGINT)
+        running.process.wait(40)
+
+
+@pytest.fixture(scope="session")
+def digit_files() -> list[bytes]:
+    """Real digits as PNG files, enlarged."""
+    digits = load_digits().images[:64]
+    return [
+        encode_png(
+            np.asarray(Image.fromarray((d * 255 / 16).astype(np.uint8)).resize((64, 64), Image.Resampling.BICUBIC))
+        )
+        for d in digits
+    ]

@@ -1,0 +1,78 @@
+"""The command line: user errors are one sentence and status 2; a version appears whole or not at all."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import Server, random_checkpoint, run_tresnet
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2 as pb
+
+
+@pytest.mark.parametrize("command", [[], ["train"], ["eval"], ["export"], ["serve"], ["classify"], ["tag"]])
+def test_help(command: list[str], tmp_path: Path) -> None:
+    assert run_tresnet(*command, "--help", cwd=tmp_path).returncode == 0
+
+
+def test_not_a_checkpoint(tmp_path: Path) -> None:
+    (tmp_path / "text.pt").write_text("hello")
+    torch.save({"a": 1}, tmp_path / "other.pt")
+    for name in ("text.pt", "other.pt", "missing.pt"):
+        result = run_tresnet("export", name, "--task", "classify", "--name", "m", cwd=tmp_path)
+        assert result.returncode == 2
+        assert len(result.stderr.strip().splitlines()) == 1
+        assert name in result.stderr
+    assert not (tmp_path / "model_repository").exists()
+
+
+def test_unknown_recipe_and_setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "digits" in run_tresnet("train", "nothing", cwd=tmp_path).stderr
+    monkeypatch.setenv("TRESNET_PROT", "80")
+    result = run_tresnet("serve", cwd=tmp_path)
+    assert (result.returncode, "TRESNET_PROT" in result.stderr) == (2, True)
+
+
+def test_exported_repository(models: Path) -> None:
+    folder = models / "model_repository" / "digits"
+    config = text_format.Parse((folder / "config.pbtxt").read_text(), pb.ModelConfig())
+    embedded = text_format.Parse((folder / "configs/embedded.pbtxt").read_text(), pb.ModelConfig())
+    assert (config.platform, config.backend) == ("pytorch_libtorch", "")
+    assert (embedded.platform, embedded.backend) == ("", "python")
+    assert list(config.input[0].dims) == [32, 32, 3]
+    assert (folder / "labels.txt").read_text().split() == [str(i) for i in range(10)]
+    program = torch.jit.load(folder / "1" / "model.pt")
+    scores, embedding = program(torch.zeros(3, 32, 32, 3, dtype=torch.uint8))
+    assert (scores.shape, embedding.shape) == ((3, 10), (3, 2048))
+    assert torch.allclose(scores.sum(1), torch.ones(3))
+
+
+def test_versions_must_agree_and_are_not_overwritten(tmp_path: Path) -> None:
+    random_checkpoint(tmp_path / "a.pt", task="classify", labels=["x", "y"], size=32)
+    random_checkpoint(tmp_path / "b.pt", task="classify", labels=["x", "z"], size=32)
+
+    def export(name: str, *more: object) -> int:
+        return run_tresnet("export", name, "--task", "classify", "--name", "m", *more, cwd=tmp_path).returncode
+
+    assert export("a.pt") == 0
+    assert export("a.pt", "--version", 1) == 2
+    assert export("b.pt") == 2
+    assert export("a.pt") == 0
+    model = tmp_path / "model_repository" / "m"
+    assert sorted(path.name for path in model.iterdir()) == ["1", "2", "config.pbtxt", "configs", "labels.txt"]
+    config = text_format.Parse((model / "config.pbtxt").read_text(), pb.ModelConfig())
+    assert {"version.1", "version.2"} <= set(config.parameters)
+
+
+def test_client(server: Server, digit_files: list[bytes], tmp_path: Path) -> None:
+    (tmp_path / "d.png").write_bytes(digit_files[0])
+    (tmp_path / "t.png").write_text("text")
+    result = run_tresnet("classify", "d.png", "t.png", "--json", "--url", server.url, cwd=tmp_path)
+    good, bad = (json.loads(line) for line in result.stdout.splitlines())
+    assert result.returncode == 1
+    assert good["predictions"][0]["label"]
+    assert bad["error"]["code"] == "undecodable_image"
+    result = run_tresnet("tag", "d.png", "--url", "http://127.0.0.1:9", cwd=tmp_path)
+    assert (result.returncode, len(result.stderr.strip().splitlines())) == (2, 1)
