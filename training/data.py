@@ -173,7 +173,7 @@ def _canvases(
         canvas = np.zeros((80, 80), np.uint8)
         for quarter in random.permutation(4)[: random.integers(1, 5)]:
             chosen = random.integers(len(classes))
-            side = int(random.integers(28, 39))
+            side = int(random.integers(32, 40))
             top, left = (
                 40 * (quarter // 2) + random.integers(40 - side + 1),
                 40 * (quarter % 2) + random.integers(40 - side + 1),

@@ -45,7 +45,7 @@ RECIPES = {
             expected="tresnet train multidigits: two CPU cores, under three minutes, 98 % mAP on 500 held-out canvases",
             image_size=40,
             batch_size=64,
-            epochs=6,
+            epochs=8,
             pictures_per_epoch=1920,
         ),
         Recipe(

@@ -103,7 +103,7 @@ def prepare(data: bytes, how: Preprocessing, *, max_pixels: int = DEFAULT_MAX_PI
     try:
         orientation = _orientation(image)
         width, height = image.size
-        small = _resize(image, how)
+        small = _resize(image, how, orientation)
     except Exception as error:
         # Whatever a decoder raises on hostile bytes (there are over a dozen kinds), the picture is at fault.
         reason = str(error) or type(error).__name__
@@ -138,12 +138,25 @@ def _orientation(image: Image.Image) -> int:
         value = image.getexif().get(ExifTags.Base.Orientation, 1)
     except Exception:  # a damaged EXIF block: the pixels may still be whole
         return 1
-    return value if isinstance(value, int) else 1
+    return value if value in _TRANSPOSES else 1
 
 
-def _resize(image: Image.Image, how: Preprocessing) -> Image.Image:
+def _stored_box(width: int, height: int, how: Preprocessing, orientation: int) -> tuple[float, float, float, float]:
+    """The source box of the upright picture, in the coordinates of the ``width x height`` that the file stores."""
+    if orientation >= 5:
+        top, left, bottom, right = how.source_box(height, width)
+    else:
+        left, top, right, bottom = how.source_box(width, height)
+    if orientation in (2, 3, 7, 8):
+        left, right = width - right, width - left
+    if orientation in (3, 4, 6, 7):
+        top, bottom = height - bottom, height - top
+    return (left, top, right, bottom)
+
+
+def _resize(image: Image.Image, how: Preprocessing, orientation: int) -> Image.Image:
     full_width, full_height = image.size
-    left, top, right, bottom = how.source_box(full_width, full_height)
+    left, top, right, bottom = _stored_box(full_width, full_height, how, orientation)
     size = how.image_size
 
     # JPEG: let the decoder scale by 1/2, 1/4 or 1/8, as long as the box keeps twice the wanted size.
@@ -153,7 +166,7 @@ def _resize(image: Image.Image, how: Preprocessing) -> Image.Image:
     )
     image.draft(None, wanted)  # type: ignore[arg-type]  # None keeps the mode; a no-op for other formats
     x, y = image.width / full_width, image.height / full_height
-    box = (left * x, top * y, min(right * x, image.width), min(bottom * y, image.height))
+    box = (max(0.0, left * x), max(0.0, top * y), min(right * x, image.width), min(bottom * y, image.height))
 
     plain = _without_alpha_or_palette(image)
     resized = plain.resize((size, size), _INTERPOLATIONS[how.interpolation], box=box, reducing_gap=_REDUCING_GAP)
