@@ -57,13 +57,16 @@ class Server:
     process: subprocess.Popen[bytes]
     folder: Path
 
-    def triton_pids(self) -> list[int]:
-        own = f"--model-repository={self.folder / 'model_repository'}"
-        return [
-            int(entry.name)
-            for entry in Path("/proc").iterdir()
-            if entry.name.isdecimal() and own in _cmdline(entry).decode(errors="replace").split("\0")
-        ]
+    def children(self) -> list[int]:
+        """The processes that the gateway started: its Triton."""
+        return [pid for pid in _processes() if _parent(pid) == self.process.pid]
+
+    def descendants(self) -> list[int]:
+        """The gateway's Triton and Triton's own helpers."""
+        found = self.children()
+        for parent in found:  # grows as it is walked
+            found += [pid for pid in _processes() if _parent(pid) == parent]
+        return found
 
     def wait_ready(self, seconds: float) -> float:
         started = time.monotonic()
@@ -78,11 +81,23 @@ class Server:
         raise AssertionError(f"not ready in {seconds} s: {(self.folder / 'serve.log').read_text()[-3000:]}")
 
 
-def _cmdline(entry: Path) -> bytes:
+def _processes() -> list[int]:
+    return [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdecimal()]
+
+
+def _parent(pid: int) -> int | None:
     try:
-        return (entry / "cmdline").read_bytes()
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
     except OSError:
-        return b""
+        return None
+
+
+def is_running(pid: int) -> bool:
+    """Whether the process is there and not merely waiting to be collected."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 def free_port() -> int:

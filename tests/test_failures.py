@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import httpx
-from conftest import start_server
+from conftest import is_running, start_server
 
 
 def test_killed_triton_is_survived(models: Path, digit_files: list[bytes]) -> None:
@@ -18,7 +18,7 @@ def test_killed_triton_is_survived(models: Path, digit_files: list[bytes]) -> No
         server.wait_ready(60)
         url = f"{server.url}/classify"
         right = httpx.post(url, content=digit_files[0]).json()["results"][0]["predictions"]
-        for pid in server.triton_pids():
+        for pid in server.children():
             os.kill(pid, signal.SIGKILL)
         killed = time.monotonic()
         refused, served_after = 0, None
@@ -66,7 +66,7 @@ def test_stop_in_traffic_answers_what_is_in_flight_and_leaves_nothing(models: Pa
     for thread in clients:
         thread.start()
     time.sleep(1.5)
-    tritons = server.triton_pids()
+    started = server.descendants()
     server.process.send_signal(signal.SIGINT)
     assert server.process.wait(40) == 0
     stop.set()
@@ -75,5 +75,5 @@ def test_stop_in_traffic_answers_what_is_in_flight_and_leaves_nothing(models: Pa
     assert statuses.count(200) > 8
     assert set(statuses) <= {200, 503}
     assert not broken
-    assert tritons
-    assert not server.triton_pids()
+    assert started
+    assert not [pid for pid in started if is_running(pid)]

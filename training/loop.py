@@ -72,7 +72,7 @@ def train(run: Run) -> dict[str, float]:
     model = create_model(recipe.arch, len(data.labels), norm).to(run.device)
     if run.init is not None:
         _initialise_from(model, run.init)
-    optimizer = torch.optim.AdamW(_parameter_groups(model, recipe.weight_decay), lr=recipe.learning_rate)
+    optimizer = torch.optim.AdamW(_parameter_groups(model, recipe.weight_decay), lr=recipe.learning_rate, fused=True)
     pictures = recipe.pictures_per_epoch or len(data.train(np.random.default_rng(0)))
     steps = pictures // recipe.batch_size
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.learning_rate, total_steps=recipe.epochs * steps)
