@@ -114,24 +114,19 @@ def _enlarge(digit: Pixels, side: int = 64) -> Pixels:
 
 
 def _vary_digit(digit: Pixels, side: int, random: np.random.Generator) -> Pixels:
-    """The digit as someone else may have drawn it: another filter, contrast, place, ink, now and then inverted."""
+    """The digit as someone else may have drawn it: another filter, a little turned, scaled and moved."""
     resample = _FILTERS[random.integers(len(_FILTERS))]
     image = Image.fromarray(digit).resize((64, 64), resample)
-    if random.random() < 0.5:  # as it is
-        grey = np.asarray(image.resize((side, side), Image.Resampling.BILINEAR))
-        return np.repeat(grey[:, :, None], 3, axis=2)
-    scale, shift = random.uniform(0.9, 1.1), random.uniform(-3, 3, size=2)
-    centre = 32 - 32 * scale
+    angle, scale = np.deg2rad(random.uniform(-10, 10)), random.uniform(0.92, 1.08)
+    cos, sin = scale * np.cos(angle), scale * np.sin(angle)
+    dx, dy = random.uniform(-3, 3, size=2)
     image = image.transform(
         (64, 64),
         Image.Transform.AFFINE,
-        (scale, 0, centre + shift[0], 0, scale, centre + shift[1]),
+        (cos, -sin, 32 - 32 * cos + 32 * sin + dx, sin, cos, 32 - 32 * sin - 32 * cos + dy),
         Image.Resampling.BILINEAR,
     )
-    pixels = np.asarray(image.resize((side, side), Image.Resampling.BILINEAR), np.float32) * random.uniform(0.7, 1.1)
-    grey = np.clip(pixels, 0, 255).astype(np.uint8)
-    if random.random() < 0.25:
-        grey = 255 - grey
+    grey = np.asarray(image.resize((side, side), Image.Resampling.BILINEAR))
     return np.repeat(grey[:, :, None], 3, axis=2)
 
 

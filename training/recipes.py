@@ -36,7 +36,7 @@ RECIPES = {
             expected="tresnet train digits: two CPU cores, about two minutes, 99 % top-1 on 360 held-out digits",
             image_size=32,
             batch_size=64,
-            epochs=8,
+            epochs=6,
             label_smoothing=0.1,
         ),
         Recipe(
