@@ -5,15 +5,18 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
+import signal
+import threading
 import time
 import uuid
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from types import FrameType
 from typing import Any
 
 import orjson
 from fastapi import FastAPI
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
@@ -43,10 +46,47 @@ class State:
     def __init__(self) -> None:
         self.draining = False
 
+    @contextmanager
+    def drains_on_signals(self, delay_s: float) -> Iterator[None]:
+        """Drain from the moment a stop is asked for; the server's own handler, which closes the port, comes later.
 
-def create_app(settings: Settings, state: State | None = None) -> FastAPI:
+        In between, clients and load balancers are told by 503 instead of finding a connection reset. A second SIGINT
+        does not wait. Called in the event loop's thread; does nothing outside the main thread.
+        """
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        loop = asyncio.get_running_loop()
+        before = {sig: signal.getsignal(sig) for sig in (signal.SIGINT, signal.SIGTERM)}
+        interrupts = 0
+
+        def stop(number: int, frame: FrameType | None) -> None:
+            handler = before[signal.Signals(number)]
+            if callable(handler):
+                handler(number, frame)
+
+        def drain(number: int, frame: FrameType | None) -> None:
+            nonlocal interrupts
+            interrupts += number == signal.SIGINT
+            if not self.draining:
+                self.draining = True
+                logger.info("%s: finishing the requests in flight", signal.Signals(number).name)
+                loop.call_soon_threadsafe(loop.call_later, delay_s, stop, signal.SIGTERM, None)
+            elif interrupts > 1:
+                stop(number, frame)
+
+        for sig in before:
+            signal.signal(sig, drain)
+        try:
+            yield
+        finally:
+            for sig, handler in before.items():
+                signal.signal(sig, handler)
+
+
+def create_app(settings: Settings) -> FastAPI:
     """The gateway as an ASGI application; Triton is reached when it starts."""
-    state = state or State()
+    state = State()
     metrics = Metrics(settings.max_metric_labels)
     decoder = Decoder(settings)
     triton = TritonClient((settings.triton_url or "grpc://127.0.0.1:8001").removeprefix("grpc://"))
@@ -59,7 +99,8 @@ def create_app(settings: Settings, state: State | None = None) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         await triton.start()
         await catalogue.start()
-        yield
+        with state.drains_on_signals(settings.drain_delay_s):
+            yield
         await catalogue.close()
         await triton.close()
         decoder.close()
@@ -143,7 +184,7 @@ def _add_state_routes(app: FastAPI, gateway: Gateway, state: State) -> None:
 
     @app.get("/metrics", summary="Prometheus metrics")
     async def prometheus() -> Response:
-        return Response(generate_latest(gateway.metrics.registry), media_type=CONTENT_TYPE_LATEST)
+        return Response(gateway.metrics.render(), media_type=CONTENT_TYPE_LATEST)
 
     @app.get("/", include_in_schema=False)
     async def home() -> Response:

@@ -11,6 +11,7 @@ import asyncio
 import base64
 import logging
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -26,6 +27,7 @@ from tresnet.picture import PreparedPicture, Preprocessing
 
 logger = logging.getLogger(__name__)
 
+_FIRST_LOOK_S = 5.0
 Decode = Callable[[bytes, Preprocessing], Awaitable[PreparedPicture]]
 
 
@@ -66,6 +68,9 @@ class Catalogue:
     _watch: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
+        """Look once, so that a process that joins others is of use when its first request comes; then keep watching."""
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._look(), _FIRST_LOOK_S)
         self._watch = asyncio.create_task(self._keep_watching())
 
     async def close(self) -> None:
@@ -122,13 +127,16 @@ class Catalogue:
 
     async def _keep_watching(self) -> None:
         while True:
-            try:
-                await self.refresh()
-            except ServiceError as error:
-                self.triton_failed()
-                logger.info("looking at the inference server: %s", error.detail)
             pause_ms = self.settings.triton_poll_ms if self.is_ready else min(250, self.settings.triton_poll_ms)
             await asyncio.sleep(pause_ms / 1000)
+            await self._look()
+
+    async def _look(self) -> None:
+        try:
+            await self.refresh()
+        except ServiceError as error:
+            self.triton_failed()
+            logger.info("looking at the inference server: %s", error.detail)
 
     async def refresh(self) -> None:
         """Look at Triton once; learn new versions, forget those that are gone."""
@@ -211,9 +219,10 @@ class Catalogue:
         return run
 
     def _publish_model_info(self) -> None:
-        self.metrics.model_info.clear()
-        for model in self.live.values():
-            contract, facts = model.contract, model.contract.facts
-            self.metrics.model_info.labels(
-                contract.name, contract.version, facts.architecture, contract.task, facts.precision, facts.source_sha256
-            ).set(1)
+        self.metrics.publish_models(
+            {
+                (m.contract.name, m.contract.version, m.contract.facts.architecture, m.contract.task,
+                 m.contract.facts.precision, m.contract.facts.source_sha256)
+                for m in self.live.values()
+            }
+        )  # fmt: skip

@@ -27,7 +27,7 @@ class Decoder:
     """Pictures' bytes to pixels, in a pool of threads: Pillow drops the GIL while it works."""
 
     def __init__(self, settings: Settings) -> None:
-        self._pool = ThreadPoolExecutor(settings.decode_threads, thread_name_prefix="decode")
+        self._pool = ThreadPoolExecutor(settings.decode_threads_per_worker, thread_name_prefix="decode")
         self._max_pixels = settings.max_pixels
 
     async def __call__(self, data: bytes, how: Preprocessing) -> PreparedPicture:

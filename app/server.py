@@ -1,31 +1,29 @@
-"""Running the gateway: uvicorn in this process, the bundled Triton beside it unless another is named."""
+"""Running the gateway: uvicorn in this process or in several, the bundled Triton beside it unless another is named."""
 
 from __future__ import annotations
 
+import ctypes
+import functools
 import logging
+import os
 import signal
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from types import FrameType
 
 import uvicorn
+from fastapi import FastAPI
+from uvicorn.supervisors import Multiprocess
 
-from app.api import State, create_app
+from app.api import create_app
 from app.bundled_triton import BundledTriton, default_home
+from app.metrics import MULTIPROCESS_DIR
 from app.settings import Settings
 from tresnet.errors import UserError
 
-
-class _DrainingServer(uvicorn.Server):
-    """Tells the application that it drains as soon as the stop is asked for."""
-
-    def __init__(self, config: uvicorn.Config, state: State) -> None:
-        super().__init__(config)
-        self._state = state
-
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        self._state.draining = True
-        logging.getLogger(__name__).info("%s: finishing the requests in flight", signal.Signals(sig).name)
-        super().handle_exit(sig, frame)
+_PR_SET_PDEATHSIG = 1
+_WORKER_HEALTHCHECK_S = 15
 
 
 def run(settings: Settings) -> None:
@@ -34,33 +32,65 @@ def run(settings: Settings) -> None:
     Raises:
         UserError: if the bundled Triton cannot be started, or the port is taken.
     """
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    bundled: BundledTriton | None = None
-    if settings.triton_url is None:
-        home = Path(settings.triton_home) if settings.triton_home else default_home()
-        bundled = BundledTriton(Path(settings.repository), home, Path(settings.log_dir))
-        bundled.start()
-        settings = settings.model_copy(update={"triton_url": bundled.url})
-    try:
-        state = State()
+    _configure_logging()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # whenever it comes, what was started is stopped
+    with suppress(KeyboardInterrupt), ExitStack() as stack:
+        if settings.triton_url is None:
+            settings = stack.enter_context(_bundled_triton(settings))
+        if settings.workers > 1:
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="tresnet-metrics-"))
+            os.environ[MULTIPROCESS_DIR] = folder
         config = uvicorn.Config(
-            create_app(settings, state),
+            functools.partial(build_app, settings, os.getpid()),
+            factory=True,
             host=settings.host,
             port=settings.port,
+            workers=settings.workers,
             loop="uvloop",
             http="httptools",
             log_config=None,
             access_log=False,
             server_header=False,
             timeout_graceful_shutdown=int(settings.drain_timeout_s),
+            timeout_worker_healthcheck=_WORKER_HEALTHCHECK_S,
         )
-        server = _DrainingServer(config, state)
         try:
-            server.run()
+            if settings.workers == 1:
+                uvicorn.Server(config).run()
+            else:
+                _Workers(config, sockets=[config.bind_socket()]).run()
         except SystemExit as error:  # uvicorn exits so when it cannot listen; it has logged why
             raise UserError(f"the gateway could not start on {settings.host}:{settings.port}") from error
-        except KeyboardInterrupt:  # uvicorn raises the signal again once it has stopped
-            pass
+
+
+class _Workers(Multiprocess):
+    """uvicorn's worker processes, whose parent does not hold the port open once they stop listening."""
+
+    def terminate_all(self) -> None:
+        for listening in self.sockets:
+            listening.close()
+        super().terminate_all()
+
+
+def build_app(settings: Settings, parent: int) -> FastAPI:
+    """The application in the process that serves it: ``parent`` itself, or one of its workers."""
+    if os.getpid() != parent:
+        _configure_logging()
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)  # no worker outlives a parent that was killed
+    return create_app(settings)
+
+
+@contextmanager
+def _bundled_triton(settings: Settings) -> Iterator[Settings]:
+    """The settings with the address of a Triton that lives as long as the context."""
+    home = Path(settings.triton_home) if settings.triton_home else default_home()
+    triton = BundledTriton(Path(settings.repository), home, Path(settings.log_dir))
+    triton.start()
+    try:
+        yield settings.model_copy(update={"triton_url": triton.url})
     finally:
-        if bundled is not None:
-            bundled.stop()
+        triton.stop()
+
+
+def _configure_logging() -> None:
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")

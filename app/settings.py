@@ -20,6 +20,7 @@ class Settings(BaseSettings):
 
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(8080, ge=0, le=65535, description="Port to listen on.")
+    workers: int = Field(1, ge=1, le=256, description="Gateway processes; limits on the queue are each process's own.")
     triton_url: str | None = Field(
         None, description="grpc://HOST:PORT of a Triton server; none starts the bundled one."
     )
@@ -33,21 +34,28 @@ class Settings(BaseSettings):
     max_images: int = Field(64, ge=1, description="Most pictures in one request.")
     max_queue_images: int = Field(512, ge=1, description="Most pictures admitted at once: decoding, queued, in flight.")
     overload_status: Literal[429, 503] = Field(503, description="Status when the queue is full.")
-    decode_threads: int = Field(
-        default_factory=lambda: min(32, len(os.sched_getaffinity(0)) + 1),
-        ge=1,
-        description="Threads that decode pictures.",
+    decode_threads: int | None = Field(
+        None, ge=1, description="Threads that decode pictures in each process; by default the cores, shared out."
     )
     batches_in_flight: int = Field(2, ge=1, le=64, description="Batches that Triton works on at once, for each model.")
     request_timeout_ms: int = Field(
         30_000, ge=1, description="Deadline of a request, and the bound of the client's own."
     )
     body_timeout_ms: int = Field(30_000, ge=1, description="Time that a client has to send its body.")
+    drain_delay_s: float = Field(
+        0.5, ge=0, description="Time from a stop to closing the port, in which new requests are answered with 503."
+    )
     drain_timeout_s: float = Field(30.0, ge=0, description="Time that requests in flight get to finish at a stop.")
     triton_poll_ms: int = Field(1000, ge=50, description="How often Triton's state is looked at.")
     max_metric_labels: int = Field(
         100, ge=0, description="Labels with a counter of their own; the rest count as other."
     )
+
+    @property
+    def decode_threads_per_worker(self) -> int:
+        """As asked for, else every core decodes once, and one thread more hides the waits."""
+        cores = len(os.sched_getaffinity(0))
+        return self.decode_threads or max(1, min(32, (cores + 1) // self.workers))
 
 
 def load_settings(**overrides: object) -> Settings:

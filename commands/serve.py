@@ -13,6 +13,7 @@ def serve(
     repository: Annotated[str | None, typer.Option(help="Model repository of the bundled Triton.")] = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on.  [default: 127.0.0.1]")] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on.  [default: 8080]")] = None,
+    workers: Annotated[int | None, typer.Option(help="Gateway processes.  [default: 1]")] = None,
     triton_url: Annotated[
         str | None,
         typer.Option(help="A Triton server to use, in place of the bundled one.", metavar="grpc://HOST:8001"),
@@ -26,4 +27,4 @@ def serve(
         from app.server import run
         from app.settings import load_settings
 
-        run(load_settings(repository=repository, host=host, port=port, triton_url=triton_url))
+        run(load_settings(repository=repository, host=host, port=port, workers=workers, triton_url=triton_url))

@@ -58,8 +58,14 @@ class Server:
     folder: Path
 
     def children(self) -> list[int]:
-        """The processes that the gateway started: its Triton."""
+        """The processes that the gateway started: its Triton, and its workers if it has several."""
         return [pid for pid in _processes() if _parent(pid) == self.process.pid]
+
+    def tritons(self) -> list[int]:
+        return [pid for pid in self.children() if "tritonserver" in _command(pid)]
+
+    def workers(self) -> list[int]:
+        return [pid for pid in self.children() if "spawn_main" in _command(pid)]
 
     def descendants(self) -> list[int]:
         """The gateway's Triton and Triton's own helpers."""
@@ -92,6 +98,13 @@ def _parent(pid: int) -> int | None:
         return None
 
 
+def _command(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace")
+    except OSError:
+        return ""
+
+
 def is_running(pid: int) -> bool:
     """Whether the process is there and not merely waiting to be collected."""
     try:
@@ -106,12 +119,12 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def start_server(folder: Path) -> Server:
+def start_server(folder: Path, *options: str) -> Server:
     port = free_port()
     environment = {key: value for key, value in os.environ.items() if not key.startswith("TRESNET_")}
     with (folder / "serve.log").open("ab") as log:
         process = subprocess.Popen(
-            [TRESNET, "serve", "--port", str(port)],
+            [TRESNET, "serve", "--port", str(port), *options],
             cwd=folder,
             env=environment,
             stdout=log,

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import httpx
+import pytest
 from conftest import is_running, start_server
 
 
@@ -18,7 +19,7 @@ def test_killed_triton_is_survived(models: Path, digit_files: list[bytes]) -> No
         server.wait_ready(60)
         url = f"{server.url}/classify"
         right = httpx.post(url, content=digit_files[0]).json()["results"][0]["predictions"]
-        for pid in server.children():
+        for pid in server.tritons():
             os.kill(pid, signal.SIGKILL)
         killed = time.monotonic()
         refused, served_after = 0, None
@@ -45,21 +46,28 @@ def test_killed_triton_is_survived(models: Path, digit_files: list[bytes]) -> No
         server.process.wait(40)
 
 
-def test_stop_in_traffic_answers_what_is_in_flight_and_leaves_nothing(models: Path, digit_files: list[bytes]) -> None:
-    server = start_server(models)
+@pytest.mark.parametrize(
+    ("workers", "stop_signal"), [("1", signal.SIGINT), ("1", signal.SIGTERM), ("2", signal.SIGTERM)]
+)
+def test_stop_in_traffic_answers_what_is_in_flight_and_leaves_nothing(
+    models: Path, digit_files: list[bytes], workers: str, stop_signal: signal.Signals
+) -> None:
+    server = start_server(models, "--workers", workers)
     server.wait_ready(60)
     statuses: list[int] = []
     broken: list[Exception] = []
-    stop = threading.Event()
 
     def client() -> None:
-        while not stop.is_set():
+        while True:
             try:
-                statuses.append(httpx.post(f"{server.url}/classify", content=digit_files[0], timeout=30).status_code)
-            except httpx.ConnectError:
-                return
+                answer = httpx.post(f"{server.url}/classify", content=digit_files[0], timeout=30)
             except httpx.HTTPError as error:
                 broken.append(error)
+                return
+            statuses.append(answer.status_code)
+            if answer.status_code != 200:
+                assert answer.json()["code"] == "draining"
+                assert int(answer.headers["retry-after"]) >= 1
                 return
 
     clients = [threading.Thread(target=client) for _ in range(8)]
@@ -67,13 +75,49 @@ def test_stop_in_traffic_answers_what_is_in_flight_and_leaves_nothing(models: Pa
         thread.start()
     time.sleep(1.5)
     started = server.descendants()
-    server.process.send_signal(signal.SIGINT)
+    server.process.send_signal(stop_signal)
     assert server.process.wait(40) == 0
-    stop.set()
     for thread in clients:
         thread.join(30)
-    assert statuses.count(200) > 8
-    assert set(statuses) <= {200, 503}
     assert not broken
+    assert set(statuses) == {200, 503}
+    assert statuses.count(200) > 8
+    assert statuses.count(503) == len(clients)
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(f"{server.url}/livez")
     assert started
     assert not [pid for pid in started if is_running(pid)]
+
+
+def test_workers_share_their_metrics_and_are_replaced(models: Path, digit_files: list[bytes]) -> None:
+    server = start_server(models, "--workers", "2")
+
+    def ask(client: httpx.Client) -> int:
+        return client.post(f"{server.url}/classify", content=digit_files[0]).status_code
+
+    def counted(line: str) -> float:
+        text = httpx.get(f"{server.url}/metrics").text
+        return next(float(found.rpartition(" ")[2]) for found in text.splitlines() if found.startswith(line))
+
+    try:
+        server.wait_ready(60)
+        for _ in range(20):  # a connection each: the kernel deals them out to both
+            with httpx.Client() as client:
+                assert ask(client) == 200
+        asked = 'tresnet_http_requests_total{code="200",method="POST",route="/classify"}'
+        assert counted(asked) == 20
+        assert counted("tresnet_triton_up") == 1
+        assert counted("tresnet_model_info") == 1
+        [worker, *_] = server.workers()
+        os.kill(worker, signal.SIGKILL)
+        killed = time.monotonic()
+        while worker in server.workers() or len(server.workers()) < 2:
+            assert time.monotonic() - killed < 20
+            time.sleep(0.1)
+        for _ in range(20):
+            with httpx.Client(transport=httpx.HTTPTransport(retries=5)) as client:
+                assert ask(client) == 200
+        assert counted(asked) == 40
+    finally:
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(40) == 0
