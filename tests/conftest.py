@@ -74,11 +74,13 @@ class Server:
             found += [pid for pid in _processes() if _parent(pid) == parent]
         return found
 
-    def wait_ready(self, seconds: float) -> float:
+    def wait_ready(self, seconds: float, workers: int = 1) -> float:
+        """Seconds until ready. Workers become so one by one; many connections in a row meet them all."""
         started = time.monotonic()
         while time.monotonic() - started < seconds:
             try:
-                if httpx.get(f"{self.url}/readyz", timeout=5).status_code == 200:
+                asked = 1 if workers == 1 else 10 * workers
+                if all(httpx.get(f"{self.url}/readyz", timeout=5).status_code == 200 for _ in range(asked)):
                     return time.monotonic() - started
             except httpx.HTTPError:
                 pass
@@ -119,9 +121,10 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def start_server(folder: Path, *options: str) -> Server:
+def start_server(folder: Path, *options: str, **settings: object) -> Server:
     port = free_port()
     environment = {key: value for key, value in os.environ.items() if not key.startswith("TRESNET_")}
+    environment |= {f"TRESNET_{name.upper()}": str(value) for name, value in settings.items()}
     with (folder / "serve.log").open("ab") as log:
         process = subprocess.Popen(
             [TRESNET, "serve", "--port", str(port), *options],

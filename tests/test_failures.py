@@ -46,27 +46,27 @@ def test_killed_triton_is_survived(models: Path, digit_files: list[bytes]) -> No
         server.process.wait(40)
 
 
-@pytest.mark.parametrize(
-    ("workers", "stop_signal"), [("1", signal.SIGINT), ("1", signal.SIGTERM), ("2", signal.SIGTERM)]
-)
+@pytest.mark.parametrize(("workers", "stop_signal"), [(1, signal.SIGINT), (1, signal.SIGTERM), (2, signal.SIGTERM)])
 def test_stop_in_traffic_answers_what_is_in_flight_and_leaves_nothing(
-    models: Path, digit_files: list[bytes], workers: str, stop_signal: signal.Signals
+    models: Path, digit_files: list[bytes], workers: int, stop_signal: signal.Signals
 ) -> None:
-    server = start_server(models, "--workers", workers)
-    server.wait_ready(60)
+    server = start_server(models, workers=workers, drain_delay_s=3)
+    server.wait_ready(60, workers=workers)
     statuses: list[int] = []
-    broken: list[Exception] = []
+    codes: set[str] = set()
+    broken: list[float] = []
 
     def client() -> None:
         while True:
+            asked = time.monotonic()
             try:
                 answer = httpx.post(f"{server.url}/classify", content=digit_files[0], timeout=30)
-            except httpx.HTTPError as error:
-                broken.append(error)
+            except httpx.HTTPError:
+                broken.append(asked)
                 return
             statuses.append(answer.status_code)
             if answer.status_code != 200:
-                assert answer.json()["code"] == "draining"
+                codes.add(answer.json()["code"])
                 assert int(answer.headers["retry-after"]) >= 1
                 return
 
@@ -75,14 +75,15 @@ def test_stop_in_traffic_answers_what_is_in_flight_and_leaves_nothing(
         thread.start()
     time.sleep(1.5)
     started = server.descendants()
+    stopped = time.monotonic()
     server.process.send_signal(stop_signal)
     assert server.process.wait(40) == 0
     for thread in clients:
         thread.join(30)
-    assert not broken
+    assert not [asked for asked in broken if asked < stopped]
+    assert codes == {"draining"}, (codes, len(broken))
     assert set(statuses) == {200, 503}
     assert statuses.count(200) > 8
-    assert statuses.count(503) == len(clients)
     with pytest.raises(httpx.ConnectError):
         httpx.get(f"{server.url}/livez")
     assert started
@@ -100,7 +101,7 @@ def test_workers_share_their_metrics_and_are_replaced(models: Path, digit_files:
         return next(float(found.rpartition(" ")[2]) for found in text.splitlines() if found.startswith(line))
 
     try:
-        server.wait_ready(60)
+        server.wait_ready(60, workers=2)
         for _ in range(20):  # a connection each: the kernel deals them out to both
             with httpx.Client() as client:
                 assert ask(client) == 200
