@@ -46,7 +46,8 @@ RECIPES = {
             image_size=40,
             batch_size=64,
             epochs=8,
-            pictures_per_epoch=1920,
+            pictures_per_epoch=1408,
+            learning_rate=2e-3,
         ),
         Recipe(
             name="fashion",
