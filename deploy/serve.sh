@@ -26,7 +26,7 @@ else:
     sys.exit("the models did not become ready; see logs/triton.log")
 tasks = {model["task"]: model["name"] for model in httpx.get(f"{url}/models").json()["models"]}
 print("\nReady. Ask for a picture's label, from another terminal:\n")
-pictures = {"classify": "examples/digit-7.png", "tag": "examples/digits-1-5-8.png"}
+pictures = {"classify": "examples/digit-7.png", "tag": "examples/digits-2-5-7.png"}
 for task, name in sorted(tasks.items()):
     print(f"  curl --data-binary @{pictures[task]} '{url}/{task}?model={name}'")
 print("\nCtrl-C stops.\n", flush=True)

