@@ -52,7 +52,7 @@ RECIPES = {
         Recipe(
             name="fashion",
             task="classify",
-            expected="tresnet train fashion: needs Debian's dataset-fashion-mnist; two CPU cores, 16 minutes, 88.6 % top-1",
+            expected="tresnet train fashion: Debian's dataset-fashion-mnist, two CPU cores, 16 minutes, 88.6 % top-1",
             image_size=32,
             batch_size=64,
             epochs=2,
