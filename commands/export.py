@@ -12,11 +12,17 @@ from tresnet.contract import Precision, Task
 
 Interpolation = Literal["bilinear", "bicubic"]
 ResizeMode = Literal["crop", "squash"]
-Arch = Literal["tresnet_m", "tresnet_l", "tresnet_xl", "tresnet_v2_l"]
+Arch = Literal["tresnet_m", "tresnet_l", "tresnet_xl", "tresnet_v2_l", "tresnet_s", "tresnet_v2_xl"]
 
 
 def export(
-    checkpoint: Annotated[Path, typer.Argument(help="A training run's checkpoint.", metavar="CHECKPOINT")],
+    checkpoint: Annotated[
+        Path,
+        typer.Argument(
+            help="A training run's checkpoint, a release's .pth, timm's .safetensors or .pth, or hf://timm/NAME.",
+            metavar="CHECKPOINT",
+        ),
+    ],
     task: Annotated[Task, typer.Option(help="classify: one label wins. tag: each label by itself.")],
     name: Annotated[str, typer.Option(help="The model's name in the repository and in requests.", metavar="MODEL")],
     repository: Annotated[Path, typer.Option(help="The model repository to publish in.")] = Path("model_repository"),
@@ -33,6 +39,10 @@ def export(
     ] = None,
     mean: Annotated[str, typer.Option(help="Mean to subtract, on the 0..1 scale.", metavar="R,G,B")] = "0,0,0",
     std: Annotated[str, typer.Option(help="Standard deviation to divide by.", metavar="R,G,B")] = "1,1,1",
+    negative_slope: Annotated[
+        float | None,
+        typer.Option(help="Slope of all leaky ReLUs; only V2-L's weights differ (1e-6 in its cars weights).", min=1e-9),
+    ] = None,
     precision: Annotated[Precision, typer.Option(help="Number format inside the program.")] = "fp32",
     max_batch_size: Annotated[int, typer.Option(help="Most pictures in one run.", min=1, max=1024)] = 32,
 ) -> None:
@@ -42,15 +52,19 @@ def export(
     appears in the repository only if they agree.
     """
     with fails_with_2():
+        import logging
+
         from pydantic import ValidationError
 
         from export.export import ExportRequest, export_checkpoint
         from export.program import Normalisation
         from tresnet.checkpoint import CheckpointError, load_checkpoint
 
-        loaded = load_checkpoint(checkpoint)
-        if arch is not None:
-            loaded = loaded.model_copy(update={"facts": loaded.facts.model_copy(update={"arch": arch})})
+        logging.basicConfig(level=logging.INFO, format="%(message)s")
+        loaded = load_checkpoint(checkpoint, task=task, image_size=image_size)
+        slopes = {"stem_slope": negative_slope, "block_slope": negative_slope} if negative_slope else {}
+        changes = slopes | ({"arch": arch} if arch else {})
+        loaded = loaded.model_copy(update={"facts": loaded.facts.model_copy(update=changes)})
         wanted = {
             "image_size": image_size,
             "crop_pct": crop_pct,
@@ -65,6 +79,7 @@ def export(
         except ValidationError as error:
             fault = error.errors()[0]
             raise CheckpointError(f"--{str(fault['loc'][0]).replace('_', '-')}: {fault['msg']}") from error
+        names = _labels(labels, loaded.facts.labels)
         exported = export_checkpoint(
             ExportRequest(
                 checkpoint=loaded,
@@ -72,7 +87,7 @@ def export(
                 task=task,
                 repository=repository,
                 version=version,
-                labels=_labels(labels, loaded.facts.labels),
+                labels=names,
                 preprocessing=preprocessing,
                 normalisation=Normalisation(_three(mean, "--mean"), _three(std, "--std")),
                 precision=precision,
@@ -88,6 +103,8 @@ def export(
         f"verified against the eager network at batches {', '.join(map(str, verified.batch_sizes))}: scores at most "
         f"{verified.max_distance:.1e} apart, best label equal for {verified.top1_agreement:.1%}"
     )
+    if names[0] == "class_0":
+        console.print(f"nothing names the {len(names)} labels: they are class_0, class_1, …; give --labels FILE")
 
 
 def _labels(path: Path | None, own: list[str]) -> list[str]:

@@ -16,6 +16,7 @@ from export.repository import check_agrees, check_name, choose_version, publish
 from export.verify import Verified, verify_program
 from tresnet.checkpoint import Checkpoint, CheckpointError, build_model
 from tresnet.contract import ModelContract, Precision, Task, VersionFacts, labels_digest
+from tresnet.model import VARIANTS
 from tresnet.picture import Preprocessing
 
 
@@ -66,7 +67,7 @@ def export_checkpoint(request: ExportRequest) -> Exported:
         task=request.task,
         preprocessing=how,
         num_labels=len(request.labels),
-        embedding_size=network.head.in_features,
+        embedding_size=VARIANTS[facts.arch].num_features,
         max_batch_size=request.max_batch_size,
         labels_sha256=labels_digest(request.labels),
         facts=VersionFacts(

@@ -51,8 +51,8 @@ class ServingProgram(nn.Module):
     def forward(self, INPUT__0: Tensor) -> tuple[Tensor, Tensor]:  # noqa: N803  (Triton matches the name)
         x = INPUT__0.permute(0, 3, 1, 2).to(torch.float32)  # [N, 3, S, S]
         x = (x - self.mean) * self.scale if self.normalises else x / 255
-        embedding = self.network.embed(x.to(self.dtype))  # type: ignore[operator]
-        logits = self.network.classify(embedding).to(torch.float32)  # type: ignore[operator]
+        logits, embedding = self.network.classify_and_embed(x.to(self.dtype))  # type: ignore[operator]
+        logits = logits.to(torch.float32)
         scores = torch.sigmoid(logits) if self.is_tag else torch.softmax(logits, dim=1)
         return scores, embedding.to(torch.float32)
 

@@ -1,28 +1,34 @@
-"""Checkpoints: what ``tresnet train`` writes, read back as a network and the facts that belong to it.
+"""Checkpoints: what ``tresnet train`` writes and what the world publishes, read as weights and the facts about them.
 
-A checkpoint is a torch file of plain values and tensors, always read with ``weights_only=True``, so reading
-one never runs code from it.
+A checkpoint is a torch file of plain values and tensors, always read with ``weights_only=True``, or a
+safetensors file: reading one never runs code from it.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import pickle
 import tempfile
+import warnings
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from tresnet import foreign, presets
 from tresnet.contract import Task
 from tresnet.errors import UserError
+from tresnet.heads import head_for
 from tresnet.inplace_abn import Norm
 from tresnet.model import TResNet, create_model
 from tresnet.picture import Preprocessing
 
 FORMAT = "tresnet-serving/1"
+HUB = "hf:"
 
 
 class CheckpointError(UserError):
@@ -87,30 +93,86 @@ def save_checkpoint(
         raise
 
 
-def load_checkpoint(path: Path) -> Checkpoint:
-    """Read a checkpoint that :func:`save_checkpoint` wrote.
+def load_checkpoint(path: Path, *, task: Task | None = None, image_size: int | None = None) -> Checkpoint:
+    """Read a checkpoint of ``tresnet train``, of the published releases, or of timm (:mod:`tresnet.foreign`).
+
+    ``hf://OWNER/NAME`` names one of timm's on the Hugging Face hub. ``task`` and ``image_size`` (pixels) are the
+    caller's wishes for files that say nothing of them.
 
     Raises:
         CheckpointError: if ``path`` is missing, unreadable, or no such checkpoint.
     """
+    if path.parts[:1] == (HUB,):
+        path, published_size = _fetch("/".join(path.parts[1:]))
+        image_size = image_size or published_size
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file")
+    content = _read(path)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    if isinstance(content, dict) and content.get("format") == FORMAT:
+        try:
+            facts = ModelFacts.model_validate(content["facts"])
+        except (KeyError, ValidationError) as error:
+            raise CheckpointError(f"{path}: the checkpoint's facts are missing or damaged") from error
+        training = content.get("training")
+        return Checkpoint(facts=facts, weights=content["model"], path=path, sha256=digest, training=training)
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        converted = foreign.convert(content)
+    except UserError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    if converted is None:
+        raise CheckpointError(f"{path}: holds no weights of a TResNet in a form that is known here")
+    facts = _published_facts(converted, task, image_size)
+    return Checkpoint(facts=facts, weights=converted.weights, path=path, sha256=digest)
+
+
+def _read(path: Path) -> Any:
+    try:
+        with path.open("rb") as file:
+            is_safetensors = file.read(9)[8:] == b"{"
+        if is_safetensors:
+            return safetensors.torch.load_file(path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch warns of an unusual pickle before it refuses it
+            return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{path}: refused, because it is not a torch checkpoint of plain tensors and values"
         ) from error
-    except (RuntimeError, EOFError, OSError, KeyError, ValueError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{path}: not a torch checkpoint that can be read") from error
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise CheckpointError(f"{path}: a torch file, but not a checkpoint that `tresnet train` wrote")
+    except Exception as error:  # whatever the readers raise on bytes that are not theirs: the file is at fault
+        raise CheckpointError(f"{path}: not a checkpoint that can be read") from error
+
+
+def _published_facts(converted: foreign.ForeignWeights, task: Task | None, image_size: int | None) -> ModelFacts:
+    classes = converted.num_classes
+    task = task or presets.guess_task(classes, converted.weights.keys())
+    slope = presets.v2_slope(converted.arch, classes, converted.inplace_abn)
+    return ModelFacts(
+        arch=converted.arch,
+        task=task,
+        labels=converted.labels or presets.label_names(task, classes),
+        preprocessing=presets.preprocessing(converted.arch, task, classes, image_size),
+        inplace_abn=converted.inplace_abn,
+        stem_slope=slope,
+        block_slope=slope,
+    )
+
+
+def _fetch(name: str) -> tuple[Path, int | None]:
+    """The weights' file of one of timm's models on the Hugging Face hub, and the picture size it was trained for."""
     try:
-        facts = ModelFacts.model_validate(content["facts"])
-    except (KeyError, ValidationError) as error:
-        raise CheckpointError(f"{path}: the checkpoint's facts are missing or damaged") from error
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    return Checkpoint(facts=facts, weights=content["model"], path=path, sha256=digest, training=content.get("training"))
+        import huggingface_hub
+    except ImportError as error:
+        raise CheckpointError(f"hf://{name}: fetching needs the package huggingface_hub") from error
+    try:
+        weights = Path(huggingface_hub.hf_hub_download(name, "model.safetensors"))
+        config = json.loads(Path(huggingface_hub.hf_hub_download(name, "config.json")).read_text(encoding="utf-8"))
+        return weights, int(config["pretrained_cfg"]["input_size"][-1])
+    except Exception as error:  # every fault of the network, the hub and the name
+        raise CheckpointError(
+            f"hf://{name}: could not be fetched from the Hugging Face hub ({type(error).__name__}); "
+            "without a network, bring the .safetensors file and give its path"
+        ) from error
 
 
 def build_model(checkpoint: Checkpoint, norm: Norm | None = None) -> TResNet:
@@ -126,13 +188,13 @@ def build_model(checkpoint: Checkpoint, norm: Norm | None = None) -> TResNet:
     try:
         model = create_model(
             facts.arch,
-            len(facts.labels),
+            head_for(checkpoint.weights),
             norm or ("own" if facts.inplace_abn else "bn"),
             stem_slope=facts.stem_slope,
             block_slope=facts.block_slope,
         )
         model.load_state_dict(checkpoint.weights)
-    except (UserError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
+    except (UserError, RuntimeError, KeyError) as error:
+        reason = " ".join(str(error).split())[:200]
         raise CheckpointError(f"{checkpoint.path}: the weights are not a {facts.arch}'s: {reason}") from error
     return model.eval()

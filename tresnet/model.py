@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tresnet.errors import UserError
+from tresnet.heads import Head, linear_head
 from tresnet.inplace_abn import IDENTITY, Norm, as_batch_norm, norm_class
 from tresnet.layers import BlurPool, FastGlobalPool, SpaceToDepth, SqueezeExcite
 
@@ -50,6 +51,9 @@ VARIANTS: dict[str, Variant] = {
     "tresnet_l": Variant((4, 5, 18, 3), _BASIC_EARLY, 76),
     "tresnet_xl": Variant((4, 5, 24, 3), _BASIC_EARLY, 83),
     "tresnet_v2_l": Variant((3, 4, 23, 3), _BOTTLENECK, 64),
+    # Of ML-Decoder's release: a smaller M, and what that release calls tresnet_xl, another network than the paper's.
+    "tresnet_s": Variant((3, 4, 6, 3), _BASIC_EARLY, 64),
+    "tresnet_v2_xl": Variant((3, 8, 34, 5), _BOTTLENECK, 64),
 }
 
 
@@ -113,7 +117,7 @@ BLOCK_CLASSES: dict[Block, type[BasicBlock] | type[Bottleneck]] = {"basic": Basi
 class TResNet(nn.Module):
     """``[N, 3, H, W]`` float pictures in 0..1, sides multiples of 4, to ``[N, num_classes]`` logits."""
 
-    def __init__(self, variant: Variant, num_classes: int, norm: Norm = "own") -> None:
+    def __init__(self, variant: Variant, head: Head, norm: Norm = "own") -> None:
         super().__init__()
         make_norm: MakeNorm = norm_class(norm)
         self.space_to_depth = SpaceToDepth()
@@ -129,49 +133,44 @@ class TResNet(nn.Module):
                 inputs = planes * EXPANSION[block]
             stages.append(nn.Sequential(*layers))
         self.stage1, self.stage2, self.stage3, self.stage4 = stages
-        self.pool = FastGlobalPool()
-        self.head = nn.Linear(variant.num_features, num_classes)
         self._initialise()
+        self.pool = FastGlobalPool()
+        self.head = head
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.classify(self.embed(x))
+        logits, _ = self.classify_and_embed(x)
+        return logits
 
-    def embed(self, x: Tensor) -> Tensor:
-        """``[N, 3, H, W]`` pictures to their pooled ``[N, num_features]`` embedding."""
+    def classify_and_embed(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """``[N, 3, H, W]`` pictures to ``[N, num_classes]`` logits and the pooled ``[N, num_features]`` embedding."""
         x = self.stem(self.space_to_depth(x))  # [N, width, H/4, W/4]
         x = self.stage1(x)
         x = self.stage2(x)  # [N, ·, H/8, W/8]
         x = self.stage3(x)  # [N, ·, H/16, W/16]
         x = self.stage4(x)  # [N, num_features, H/32, W/32]
         embedding: Tensor = self.pool(x)
-        return embedding
-
-    def classify(self, embedding: Tensor) -> Tensor:
-        """``[N, num_features]`` embeddings to ``[N, num_classes]`` logits."""
-        logits: Tensor = self.head(embedding)
-        return logits
+        logits: Tensor = self.head(x, embedding)
+        return logits, embedding
 
     def _initialise(self) -> None:
-        """Convolutions Kaiming-normal, the last norm of every block zero, a small head (the authors' code)."""
+        """Convolutions Kaiming-normal, the last norm of every block zero (the authors' code)."""
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="leaky_relu")
             elif isinstance(module, BasicBlock | Bottleneck):
                 last = module.conv2 if isinstance(module, BasicBlock) else module.conv3
                 nn.init.zeros_(last.abn.weight)  # type: ignore[arg-type]
-        nn.init.normal_(self.head.weight, 0.0, 0.01)
-        nn.init.zeros_(self.head.bias)
 
 
 def create_model(
     arch: str,
-    num_classes: int,
+    head: int | Head,
     norm: Norm = "own",
     *,
     block_slope: float | None = None,
     stem_slope: float | None = None,
 ) -> TResNet:
-    """One of :data:`VARIANTS` with fresh weights.
+    """One of :data:`VARIANTS` with fresh weights; ``head`` is the number of classes of a linear one, or a head.
 
     ``block_slope`` and ``stem_slope`` replace the variant's leaky-ReLU slopes: no checkpoint stores them,
     and the cars weights of V2-L were trained with 1e-6 throughout.
@@ -186,7 +185,9 @@ def create_model(
         variant = replace(variant, block_slope=block_slope)
     if stem_slope is not None:
         variant = replace(variant, stem_slope=stem_slope)
-    return TResNet(variant, num_classes, norm)
+    if isinstance(head, int):
+        head = linear_head(variant.num_features, head)
+    return TResNet(variant, head, norm)
 
 
 def to_batch_norm(model: nn.Module) -> nn.Module:
