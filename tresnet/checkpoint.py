@@ -164,6 +164,7 @@ def _fetch(name: str) -> tuple[Path, int | None]:
         import huggingface_hub
     except ImportError as error:
         raise CheckpointError(f"hf://{name}: fetching needs the package huggingface_hub") from error
+    huggingface_hub.logging.set_verbosity_error()  # its retries; what came of them is said below
     try:
         weights = Path(huggingface_hub.hf_hub_download(name, "model.safetensors"))
         config = json.loads(Path(huggingface_hub.hf_hub_download(name, "config.json")).read_text(encoding="utf-8"))
