@@ -11,28 +11,55 @@ import typer
 from rich.table import Table
 
 from commands.console import fails_with_2, out
+from tresnet.contract import Task
 
 
 def evaluate(
-    checkpoint: Annotated[Path, typer.Argument(help="A training run's checkpoint.", metavar="CHECKPOINT")],
+    checkpoint: Annotated[
+        Path,
+        typer.Argument(
+            help="A training run's checkpoint, a release's .pth, timm's .safetensors or .pth, or hf://timm/NAME.",
+            metavar="CHECKPOINT",
+        ),
+    ],
     data: Annotated[
-        Path | None, typer.Option(help="Labelled pictures; by default those that the run's recipe held out.")
+        str | None,
+        typer.Option(
+            help="Labelled pictures, in any form that train reads; by default those that the run held out.",
+            metavar="DATA",
+        ),
     ] = None,
     image_size: Annotated[
         int | None, typer.Option(min=20, help="Another side for the network's input, in pixels.")
     ] = None,
+    task: Annotated[Task | None, typer.Option(help="For published weights, which do not say.")] = None,
+    report: Annotated[
+        Path | None, typer.Option(help="Write the confusion matrix and the table of labels here.", metavar="DIR")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="JSON alone.")] = False,
 ) -> None:
-    """Measure a checkpoint: top-1 and top-5, or mAP and F1."""
-    with fails_with_2():
-        import torch
+    """Measure a checkpoint: top-1 and top-5, or mAP, precision, recall and F1; and how well it is calibrated.
 
-        from training.loop import evaluate_checkpoint
+    Under torchrun the processes share the pictures and find the same figures.
+    """
+    with fails_with_2():
+        from training.distributed import joined
+        from training.evaluation import evaluate_checkpoint, write_report
+        from tresnet.checkpoint import load_checkpoint
+        from tresnet.devices import choose_device, loading_processes
 
         started = time.perf_counter()
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        figures = evaluate_checkpoint(checkpoint, data, device, image_size=image_size)
-        figures["seconds"] = round(time.perf_counter() - started, 2)
+        with joined(choose_device(device)) as world:
+            loaded = load_checkpoint(checkpoint, task=task, image_size=image_size)
+            workers = loading_processes(world.device)
+            evaluation = evaluate_checkpoint(loaded, world, where=data, image_size=image_size, workers=workers)
+            if not world.is_first:
+                return
+        if report is not None:
+            write_report(report, evaluation)
+    figures = {"images": len(evaluation.scores), **evaluation.figures}
+    figures["seconds"] = round(time.perf_counter() - started, 2)
     if not as_json:
         table = Table("figure", "value", title=str(checkpoint))
         for name, value in figures.items():

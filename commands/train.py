@@ -9,48 +9,84 @@ import typer
 
 from commands.console import console, fails_with_2
 from commands.export import Arch
+from tresnet.contract import Precision
 
 
 def train(
-    recipe: Annotated[str, typer.Argument(help="digits, multidigits or fashion.", metavar="RECIPE")],
+    recipe: Annotated[
+        str,
+        typer.Argument(
+            help="digits, multidigits, fashion, imagenet, imagenet_448, transfer or coco.", metavar="RECIPE"
+        ),
+    ],
     data: Annotated[
-        Path | None, typer.Option(help="Folder of the recipe's data, where it does not bring its own.")
+        str | None,
+        typer.Option(
+            help="Labelled pictures: <label>/<picture> folders, perhaps in train/ and val/; labels.csv or a .csv or "
+            ".parquet file; COCO; tar shards; hf://OWNER/NAME.",
+            metavar="DATA",
+        ),
     ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Where the run goes.  [default: runs/RECIPE]", metavar="RUN_DIR")
     ] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the data.")] = None,
     image_size: Annotated[int | None, typer.Option(min=20, help="Side of the network's input, in pixels.")] = None,
-    batch_size: Annotated[int | None, typer.Option(min=2, help="Pictures in a step.")] = None,
-    init: Annotated[Path | None, typer.Option(help="Start from another run's weights.", metavar="CHECKPOINT")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=2, help="Pictures in a step, over all processes.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(min=0, help="The highest of the schedule.")] = None,
+    accumulate: Annotated[int | None, typer.Option(min=1, help="Parts that a step's pictures are cut into.")] = None,
+    precision: Annotated[Precision | None, typer.Option(help="Number format of the forward pass.")] = None,
+    init: Annotated[
+        Path | None,
+        typer.Option(help="Start from these weights: another run's, a release's or timm's.", metavar="CHECKPOINT"),
+    ] = None,
     resume: Annotated[bool, typer.Option(help="Go on where RUN_DIR's last checkpoint ended.")] = False,
-    seed: Annotated[int, typer.Option(help="Decides the split, the order and the first weights.")] = 0,
+    skip_bad: Annotated[bool, typer.Option(help="Go on without pictures that cannot be read.")] = False,
+    seed: Annotated[int, typer.Option(min=0, help="Decides the split, the order and the first weights.")] = 0,
+    workers: Annotated[
+        int | None, typer.Option(min=0, help="Processes that load pictures.  [default: 0 on a CPU, else up to 8]")
+    ] = None,
     norm: Annotated[str, typer.Option(help="Norm layers: auto, package, own or bn.")] = "auto",
-    arch: Annotated[Arch | None, typer.Option(help="Another architecture than the recipe's.")] = None,
+    arch: Annotated[
+        Arch | None, typer.Option(help="Another architecture than the recipe's; with --init, that of the weights.")
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
 ) -> None:
-    """Train a model; checkpoints, figures, curves and held-out pictures go to RUN_DIR."""
+    """Train a model; checkpoints, figures, curves and held-out pictures go to RUN_DIR.
+
+    Ctrl-C saves the step under way, and --resume goes on from there. Several processes:
+    torchrun --nproc-per-node 8 --no-python tresnet train RECIPE …
+    """
     with fails_with_2():
         import logging
         from dataclasses import replace
 
-        import torch
         from pydantic import ValidationError
 
-        from training.loop import Run
+        from training.loop import Run, StoppedError
         from training.loop import train as run_training
         from training.recipes import find_recipe
+        from tresnet.checkpoint import load_checkpoint
+        from tresnet.devices import choose_device, loading_processes
         from tresnet.errors import UserError
         from tresnet.inplace_abn import NORMS
 
         logging.basicConfig(level=logging.INFO, format="%(message)s")
-        changes: dict[str, Any] = {"epochs": epochs, "image_size": image_size, "batch_size": batch_size, "arch": arch}
+        if init is not None and arch is None:
+            arch = load_checkpoint(init).facts.arch  # type: ignore[assignment]
+        changes: dict[str, Any] = {
+            "epochs": epochs,
+            "image_size": image_size,
+            "batch_size": batch_size,
+            "learning_rate": learning_rate,
+            "accumulate": accumulate,
+            "precision": precision,
+            "arch": arch,
+        }
         chosen = replace(find_recipe(recipe), **{key: value for key, value in changes.items() if value is not None})
         if norm not in NORMS:
             raise UserError(f"--norm takes {', '.join(NORMS)}, not {norm!r}")
-        if device not in ("auto", "cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
-            raise UserError(f"--device {device} is not to be had here: use auto or cpu")
-        use_cuda = device == "cuda" or (device == "auto" and torch.cuda.is_available())
+        where = choose_device(device)
         run = Run(
             recipe=chosen,
             out=out or Path("runs") / recipe,
@@ -59,14 +95,16 @@ def train(
             init=init,
             resume=resume,
             norm=norm,  # type: ignore[arg-type]
-            device=torch.device("cuda" if use_cuda else "cpu"),
+            device=where,
+            workers=loading_processes(where) if workers is None else workers,
+            skip_bad=skip_bad,
         )
         try:
-            figures = run_training(run)
+            evaluation = run_training(run)
         except ValidationError as error:
             raise UserError(f"{error.errors()[0]['loc'][0]}: {error.errors()[0]['msg']}") from error
-        except KeyboardInterrupt:
-            console.print(f"stopped; go on with: tresnet train {recipe} --out {run.out} --resume")
+        except StoppedError:
+            console.print(f"stopped; go on with the same command and --resume (it is all in {run.out})")
             raise typer.Exit(130) from None
-    words = ", ".join(f"{name} {value:.4f}" for name, value in figures.items() if name != "images")
-    console.print(f"[green]{run.out / 'best.pt'}[/green]: on {figures['images']} held-out pictures {words}")
+    words = ", ".join(f"{name} {value:.4f}" for name, value in evaluation.figures.items())
+    console.print(f"[green]{run.out / 'best.pt'}[/green]: on {len(evaluation.scores)} held-out pictures {words}")

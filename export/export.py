@@ -11,7 +11,7 @@ import torch
 
 import tresnet
 from export.golden import golden_picture
-from export.program import Normalisation, eager_program, write_program
+from export.program import Normalisation, eager_program, serving_program, write_program
 from export.repository import check_agrees, check_name, choose_version, publish
 from export.verify import Verified, verify_program
 from tresnet.checkpoint import Checkpoint, CheckpointError, build_model
@@ -59,7 +59,7 @@ def export_checkpoint(request: ExportRequest) -> Exported:
     if facts.task != request.task:
         raise CheckpointError(f"{request.checkpoint.path} was trained to {facts.task}, not to {request.task}")
     network = build_model(request.checkpoint)
-    eager = eager_program(copy.deepcopy(network), request.task, request.normalisation)
+    eager = eager_program(copy.deepcopy(network), request.task, request.normalisation, facts.temperature)
     how = request.preprocessing
     contract = ModelContract(
         name=request.name,
@@ -75,6 +75,7 @@ def export_checkpoint(request: ExportRequest) -> Exported:
             precision=request.precision,
             source_sha256=request.checkpoint.sha256,
             tools={"tresnet": tresnet.__version__, "torch": torch.__version__, "python": platform.python_version()},
+            temperature=facts.temperature,
             thresholds=facts.thresholds,
             golden=golden_picture(eager, how),
         ),
@@ -83,7 +84,8 @@ def export_checkpoint(request: ExportRequest) -> Exported:
     verified: list[Verified] = []
 
     def write_and_verify(path: Path) -> None:
-        write_program(network, request.task, request.normalisation, request.precision, path)
+        program = serving_program(network, request.task, request.normalisation, facts.temperature, request.precision)
+        write_program(program, path)
         verified.append(verify_program(path, eager, how.image_size, request.max_batch_size, request.precision))
 
     folder = publish(request.repository, contract, request.labels, write_and_verify)

@@ -37,11 +37,14 @@ class ServingProgram(nn.Module):
     The permuted input already is channels-last in memory, which is what tensor cores and oneDNN want.
     """
 
-    def __init__(self, network: nn.Module, task: Task, normalisation: Normalisation, dtype: torch.dtype) -> None:
+    def __init__(
+        self, network: nn.Module, task: Task, normalisation: Normalisation, temperature: float, dtype: torch.dtype
+    ) -> None:
         super().__init__()
         self.network = network.to(dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.is_tag = task == "tag"
         self.normalises = not normalisation.is_identity
+        self.temperature = temperature
         self.dtype = dtype
         self.register_buffer("mean", torch.tensor(normalisation.mean).view(1, 3, 1, 1) * 255)
         self.register_buffer("scale", 1 / (torch.tensor(normalisation.std).view(1, 3, 1, 1) * 255))
@@ -52,23 +55,29 @@ class ServingProgram(nn.Module):
         x = INPUT__0.permute(0, 3, 1, 2).to(torch.float32)  # [N, 3, S, S]
         x = (x - self.mean) * self.scale if self.normalises else x / 255
         logits, embedding = self.network.classify_and_embed(x.to(self.dtype))  # type: ignore[operator]
-        logits = logits.to(torch.float32)
+        logits = logits.to(torch.float32) / self.temperature
         scores = torch.sigmoid(logits) if self.is_tag else torch.softmax(logits, dim=1)
         return scores, embedding.to(torch.float32)
 
 
-def eager_program(network: TResNet, task: Task, normalisation: Normalisation) -> ServingProgram:
+def eager_program(network: TResNet, task: Task, normalisation: Normalisation, temperature: float) -> ServingProgram:
     """The reference that a serving program is verified against: the network as trained, in float32."""
-    return ServingProgram(network, task, normalisation, torch.float32).eval()
+    return ServingProgram(network, task, normalisation, temperature, torch.float32).eval()
 
 
-def write_program(network: TResNet, task: Task, normalisation: Normalisation, precision: Precision, path: Path) -> None:
-    """Write the TorchScript program to ``path``. ``network`` is consumed: its norm layers become batch norms.
+def serving_program(
+    network: TResNet, task: Task, normalisation: Normalisation, temperature: float, precision: Precision
+) -> ServingProgram:
+    """The program to be written. ``network`` is consumed: its norm layers become batch norms."""
+    program = ServingProgram(to_batch_norm(network), task, normalisation, temperature, DTYPES[precision]).eval()
+    return program.requires_grad_(False)
+
+
+def write_program(program: ServingProgram, path: Path) -> None:
+    """Write ``program`` to ``path`` as TorchScript.
 
     Freezing folds every batch norm into its convolution and drops all that only training needs.
     """
-    program = ServingProgram(to_batch_norm(network), task, normalisation, DTYPES[precision]).eval()
-    program.requires_grad_(False)
     with warnings.catch_warnings(), torch.no_grad():
         # TorchScript is deprecated in PyTorch, and still the format that Triton's PyTorch backend serves.
         warnings.simplefilter("ignore", DeprecationWarning)

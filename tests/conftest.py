@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from training.data import encode_png
+from training.pictures import encode_png
 from tresnet.checkpoint import ModelFacts, save_checkpoint
 from tresnet.model import create_model
 from tresnet.picture import Preprocessing

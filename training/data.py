@@ -1,274 +1,249 @@
-"""Pictures and targets for a recipe, or from a folder.
+"""What a recipe trains and is judged on, and batches of it: the same ones whenever and on however many processes.
 
-Everything that is evaluated goes through :func:`tresnet.picture.prepare` as an encoded file, as in the gateway.
-A split is arrays: ``uint8 [N, S, S, 3]`` pictures, ``int64 [N]`` classes or ``float32 [N, C]`` labels.
+A picture's variation depends on the seed, the epoch and the picture's index alone, and a batch on the seed, the
+epoch and the step: training can stop after any step and go on with the next as if nothing had been.
 """
 
 from __future__ import annotations
 
 import csv
-import gzip
-import io
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
-from sklearn.datasets import load_digits
+import torch
 from sklearn.model_selection import train_test_split
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
+from training import demos
+from training.augment import Augmentation
+from training.distributed import World
+from training.pictures import Pictures, Pixels, open_pictures, without_bad
 from training.recipes import Recipe
 from tresnet.errors import UserError
-from tresnet.picture import PictureError, Preprocessing, prepare
+from tresnet.picture import Preprocessing, prepare
 
-Pixels = npt.NDArray[np.uint8]
 Targets = npt.NDArray[np.int64] | npt.NDArray[np.float32]
-FASHION_FOLDER = Path("/usr/share/datasets/fashion-mnist")
+FASHION_FOLDER = "/usr/share/datasets/fashion-mnist"
 FASHION_LABELS = [
     "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
 ]  # fmt: skip
-DIGIT_LABELS = [str(digit) for digit in range(10)]
-_FILTERS = (Image.Resampling.NEAREST, Image.Resampling.BILINEAR, Image.Resampling.BICUBIC)
+EVALUATION_BATCH = 64
+
+
+class Source(Protocol):
+    """Pictures ready for the network, made on demand."""
+
+    def __len__(self) -> int: ...
+
+    def sample(self, index: int, random: np.random.Generator) -> tuple[Pixels, Sequence[int]]:
+        """``uint8 [S, S, 3]`` and the indices of the labels that are right for it."""
 
 
 @dataclass(frozen=True)
-class Split:
-    """Pictures ready for the network, and what is right for each."""
+class Augmented:
+    """Files, varied."""
 
-    pictures: Pixels  # [N, S, S, 3]
-    targets: Targets  # [N] classes or [N, C] labels
+    pictures: Pictures
+    augmentation: Augmentation
 
     def __len__(self) -> int:
         return len(self.pictures)
 
+    def sample(self, index: int, random: np.random.Generator) -> tuple[Pixels, Sequence[int]]:
+        return self.augmentation(self.pictures.read(index), random), self.pictures.targets[index]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Files, prepared as the gateway prepares them."""
+
+    pictures: Pictures
+    how: Preprocessing
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def sample(self, index: int, random: np.random.Generator) -> tuple[Pixels, Sequence[int]]:
+        return prepare(self.pictures.read(index), self.how).pixels, self.pictures.targets[index]
+
 
 @dataclass(frozen=True)
 class DataSet:
-    """What a recipe trains on: fresh training pictures for each epoch, and two splits that training never sees."""
+    """What a recipe trains on, and two splits that training never sees."""
 
     labels: list[str]
-    train: Callable[[np.random.Generator], Split]
-    val: Split
-    test: Split
-    test_files: list[tuple[bytes, list[str]]]
-    """The held-out pictures as PNG files with their labels, for ``RUN_DIR/test``; may be empty."""
+    train: Source
+    val: Pictures
+    test: Pictures
+    own_test: bool = False
+    """Whether the test pictures are the recipe's own, to be left in the run's folder for people to try."""
 
 
-def load_data(recipe: Recipe, how: Preprocessing, seed: int, folder: Path | None) -> DataSet:
-    """The data of ``recipe``, split by ``seed``.
+def load_data(
+    recipe: Recipe, how: Preprocessing, seed: int, where: str | None, *, check: bool = False, skip_bad: bool = False
+) -> DataSet:
+    """The data of ``recipe``; ``where`` as in :mod:`training.pictures`. What is not split yet, ``seed`` splits.
+
+    With ``check`` every picture is decoded once.
 
     Raises:
-        UserError: if the data is not there.
+        UserError: if the data is not there, does not fit the recipe, or pictures in it cannot be read.
     """
+    if recipe.name in ("digits", "multidigits"):
+        if where is not None:
+            raise UserError(f"recipe {recipe.name!r} brings its own data: leave --data out")
+        if recipe.name == "digits":
+            return DataSet(demos.DIGIT_LABELS, *demos.digits(how, seed), own_test=True)
+        count = recipe.pictures_per_epoch or 1408
+        return DataSet(demos.DIGIT_LABELS, *demos.multidigits(how, seed, count), own_test=True)
+    if where is None:
+        if recipe.name != "fashion":
+            raise UserError(f"recipe {recipe.name!r} needs --data: a folder of pictures, or one of the other forms")
+        if not Path(FASHION_FOLDER).is_dir():
+            raise UserError(f"{FASHION_FOLDER} is not there: apt-get install dataset-fashion-mnist, or give --data DIR")
+        where = FASHION_FOLDER
+    splits = open_pictures(where)
     if recipe.name == "fashion":
-        return _fashion(how, seed, folder or FASHION_FOLDER)
-    if folder is not None:
-        raise UserError(f"recipe {recipe.name!r} brings its own data: leave --data out")
-    return _digits(how, seed) if recipe.name == "digits" else _multidigits(recipe, how, seed)
+        splits = {name: part.relabelled(FASHION_LABELS) for name, part in splits.items()}
+    if check:
+        splits = {name: without_bad(part, skip_bad=skip_bad) for name, part in splits.items()}
+    train, val, test = _three_splits(where, splits, recipe, seed)
+    return DataSet(train.labels, Augmented(train, recipe.augmentation(how)), val, test)
 
 
-def encode_png(picture: Pixels) -> bytes:
-    """``uint8 [H, W]`` or ``[H, W, 3]`` as a PNG file."""
-    buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, "PNG")
-    return buffer.getvalue()
+def _three_splits(where: str, splits: dict[str, Pictures], recipe: Recipe, seed: int) -> tuple[Pictures, ...]:
+    train = splits.get("train") or splits.get("all")
+    if train is None:
+        raise UserError(f"{where} has no training pictures; its splits are {', '.join(splits)}")
+    if recipe.task == "classify" and any(len(target) != 1 for target in train.targets):
+        raise UserError(f"{where} has pictures without a label or with several: train with the recipe coco")
+    val, test = splits.get("val"), splits.get("test")
+    if val is None:
+        train, val = _split(train, min(0.1, 5000 / len(train)), seed)
+    if test is None and "all" in splits:
+        train, test = _split(train, 0.1, seed)
+    test = test or val
+    return train, val.relabelled(train.labels), test.relabelled(train.labels)
 
 
-def _prepare_all(files: list[bytes], how: Preprocessing) -> Pixels:
-    return np.stack([prepare(file, how).pixels for file in files])
-
-
-def _load_digits(seed: int) -> Iterator[tuple[Pixels, npt.NDArray[np.int64]]]:
-    """Train (1,257), validation (180) and test (360) digits: ``uint8 [N, 8, 8]`` and their classes."""
-    digits = load_digits()
-    pixels = np.round(digits.images * (255 / 16)).astype(np.uint8)
-    classes = digits.target.astype(np.int64)
-    rest, test = train_test_split(np.arange(len(classes)), test_size=360, random_state=seed, stratify=classes)
-    train, val = train_test_split(rest, test_size=180, random_state=seed, stratify=classes[rest])
-    for part in (train, val, test):
-        yield pixels[part], classes[part]
-
-
-def _digits(how: Preprocessing, seed: int) -> DataSet:
-    (train_x, train_y), (val_x, val_y), (test_x, test_y) = _load_digits(seed)
-    side = how.image_size
-
-    def train(random: np.random.Generator) -> Split:
-        return Split(np.stack([_vary_digit(digit, side, random) for digit in train_x]), train_y)
-
-    val_files, test_files = ([encode_png(_enlarge(digit)) for digit in part] for part in (val_x, test_x))
-    return DataSet(
-        DIGIT_LABELS,
-        train,
-        Split(_prepare_all(val_files, how), val_y),
-        Split(_prepare_all(test_files, how), test_y),
-        [(file, [DIGIT_LABELS[y]]) for file, y in zip(test_files, test_y, strict=True)],
+def _split(pictures: Pictures, share: float, seed: int) -> tuple[Pictures, Pictures]:
+    """The larger and the smaller part; every class in both where pictures have one label and there are enough."""
+    classes = [target[0] if len(target) == 1 else -1 for target in pictures.targets]
+    smaller = max(1, round(share * len(pictures)))
+    enough = -1 not in classes and min(np.unique(classes, return_counts=True)[1]) >= 2
+    can_stratify = enough and smaller >= len(set(classes))
+    if smaller >= len(pictures):
+        raise UserError(f"{len(pictures)} pictures are too few to train on and to hold some out")
+    larger, rest = train_test_split(
+        np.arange(len(pictures)), test_size=smaller, random_state=seed, stratify=classes if can_stratify else None
     )
+    return pictures.select(larger), pictures.select(rest)
 
 
-def _enlarge(digit: Pixels, side: int = 64) -> Pixels:
-    """An 8x8 digit as people would look at it."""
-    return np.asarray(Image.fromarray(digit).resize((side, side), Image.Resampling.BICUBIC))
+class _Samples(Dataset[tuple[Tensor, Tensor]]):
+    """A source's samples as tensors, by ``(epoch, index)``."""
+
+    def __init__(self, source: Source, num_classes: int, seed: int, *, tags: bool) -> None:
+        self.source, self.num_classes, self.seed, self.tags = source, num_classes, seed, tags
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        epoch, index = key
+        pixels, labels = self.source.sample(index, np.random.default_rng([self.seed, 1 + epoch, index]))
+        if not self.tags:
+            return torch.from_numpy(pixels.copy()), torch.tensor(labels[0])
+        target = torch.zeros(self.num_classes)
+        target[list(labels)] = 1.0
+        return torch.from_numpy(pixels.copy()), target
 
 
-def _vary_digit(digit: Pixels, side: int, random: np.random.Generator) -> Pixels:
-    """The digit as someone else may have drawn it: another filter, a little turned, scaled and moved."""
-    resample = _FILTERS[random.integers(len(_FILTERS))]
-    image = Image.fromarray(digit).resize((64, 64), resample)
-    angle, scale = np.deg2rad(random.uniform(-10, 10)), random.uniform(0.92, 1.08)
-    cos, sin = scale * np.cos(angle), scale * np.sin(angle)
-    dx, dy = random.uniform(-3, 3, size=2)
-    image = image.transform(
-        (64, 64),
-        Image.Transform.AFFINE,
-        (cos, -sin, 32 - 32 * cos + 32 * sin + dx, sin, cos, 32 - 32 * sin - 32 * cos + dy),
-        Image.Resampling.BILINEAR,
-    )
-    grey = np.asarray(image.resize((side, side), Image.Resampling.BILINEAR))
-    return np.repeat(grey[:, :, None], 3, axis=2)
+@dataclass(frozen=True)
+class _Steps:
+    """For each step from ``first`` to the run's end, this process's part of the batch."""
+
+    pictures: int
+    batch_size: int
+    epochs: int
+    first: int
+    seed: int
+    world: World
+
+    @property
+    def in_epoch(self) -> int:
+        return self.pictures // self.batch_size
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        for epoch in range(self.first // self.in_epoch, self.epochs):
+            order = np.random.default_rng([self.seed, 0, epoch]).permutation(self.pictures)
+            done = max(0, self.first - epoch * self.in_epoch)
+            for step in range(done, self.in_epoch):
+                batch = order[step * self.batch_size : (step + 1) * self.batch_size]
+                yield [(epoch, int(index)) for index in batch[self.world.rank :: self.world.size]]
+
+    def __len__(self) -> int:
+        return self.epochs * self.in_epoch - self.first
 
 
-def _multidigits(recipe: Recipe, how: Preprocessing, seed: int) -> DataSet:
-    (train_x, train_y), (val_x, val_y), (test_x, test_y) = _load_digits(seed)
-    count = recipe.pictures_per_epoch or 1920
-
-    def train(random: np.random.Generator) -> Split:
-        canvases, targets = _canvases(train_x, train_y, count, random)
-        return Split(_prepare_all([encode_png(canvas) for canvas in canvases], how), targets)
-
-    def held_out(
-        pixels: Pixels, classes: npt.NDArray[np.int64], number: int
-    ) -> tuple[list[bytes], npt.NDArray[np.float32]]:
-        canvases, targets = _canvases(pixels, classes, 500, np.random.default_rng([seed, number]))
-        return [encode_png(canvas) for canvas in canvases], targets
-
-    val_files, val_targets = held_out(val_x, val_y, 1)
-    test_files, test_targets = held_out(test_x, test_y, 2)
-    return DataSet(
-        DIGIT_LABELS,
-        train,
-        Split(_prepare_all(val_files, how), val_targets),
-        Split(_prepare_all(test_files, how), test_targets),
-        [
-            (file, [DIGIT_LABELS[i] for i in np.flatnonzero(target)])
-            for file, target in zip(test_files, test_targets, strict=True)
-        ],
-    )
-
-
-def _canvases(
-    pixels: Pixels, classes: npt.NDArray[np.int64], count: int, random: np.random.Generator
-) -> tuple[list[Pixels], npt.NDArray[np.float32]]:
-    """``count`` canvases of 80x80 pixels with one to four digits, each in a quarter of its own."""
-    canvases: list[Pixels] = []
-    targets = np.zeros((count, 10), np.float32)
-    for target in targets:
-        canvas = np.zeros((80, 80), np.uint8)
-        for quarter in random.permutation(4)[: random.integers(1, 5)]:
-            chosen = random.integers(len(classes))
-            side = int(random.integers(32, 40))
-            top, left = (
-                40 * (quarter // 2) + random.integers(40 - side + 1),
-                40 * (quarter % 2) + random.integers(40 - side + 1),
-            )
-            resample = _FILTERS[random.integers(1, len(_FILTERS))]
-            canvas[top : top + side, left : left + side] = np.asarray(
-                Image.fromarray(pixels[chosen]).resize((side, side), resample)
-            )
-            target[classes[chosen]] = 1.0
-        canvases.append(canvas)
-    return canvases, targets
-
-
-def _fashion(how: Preprocessing, seed: int, folder: Path) -> DataSet:
-    pixels, classes = read_idx(folder, "train")
-    test_x, test_y = read_idx(folder, "t10k")
-    train_part, val_part = train_test_split(
-        np.arange(len(classes)), test_size=5000, random_state=seed, stratify=classes
-    )
-    prepared = _prepare_all([encode_png(picture) for picture in pixels], how)
-
-    def train(random: np.random.Generator) -> Split:
-        batch = prepared[train_part].copy()
-        mirrored = random.random(len(batch)) < 0.5
-        batch[mirrored] = batch[mirrored, :, ::-1]
-        return Split(batch, classes[train_part])
-
-    test = Split(_prepare_all([encode_png(picture) for picture in test_x], how), test_y)
-    return DataSet(FASHION_LABELS, train, Split(prepared[val_part], classes[val_part]), test, [])
-
-
-def read_idx(folder: Path, part: str) -> tuple[Pixels, npt.NDArray[np.int64]]:
-    """MNIST's idx files: ``part`` is ``train`` or ``t10k``; gives ``uint8 [N, 28, 28]`` and classes.
+def training_batches(
+    source: Source, recipe: Recipe, num_classes: int, seed: int, first_step: int, workers: int, world: World
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """From step ``first_step`` on: ``uint8 [B, S, S, 3]``, and ``int64 [B]`` classes or ``float32 [B, C]`` labels.
 
     Raises:
-        UserError: if the folder does not hold them.
+        UserError: if there are fewer pictures than a batch takes.
     """
-    try:
-        images = gzip.decompress((folder / f"{part}-images-idx3-ubyte.gz").read_bytes())
-        labels = gzip.decompress((folder / f"{part}-labels-idx1-ubyte.gz").read_bytes())
-    except OSError as error:
-        raise UserError(
-            f"{folder} holds no {part}-images-idx3-ubyte.gz: apt-get install dataset-fashion-mnist, or give --data DIR"
-        ) from error
-    pixels = np.frombuffer(images, np.uint8, offset=16).reshape(-1, 28, 28)
-    return pixels, np.frombuffer(labels, np.uint8, offset=8).astype(np.int64)
+    steps = _Steps(len(source), recipe.batch_size, recipe.epochs, first_step, seed, world)
+    if steps.in_epoch == 0:
+        raise UserError(f"{len(source)} training pictures do not fill a batch: give a --batch-size of at most that")
+    samples = _Samples(source, num_classes, seed, tags=recipe.task == "tag")
+    return iter(_loader(samples, steps, workers))
 
 
-def read_folder(folder: Path, labels: list[str], how: Preprocessing, *, tags: bool) -> Split:
-    """Pictures to evaluate on: idx files, ``labels.csv`` (path, labels split by ``|``), or ``<label>/<picture>``.
+def evaluation_batches(
+    pictures: Pictures, how: Preprocessing, workers: int, world: World, *, tags: bool
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Every ``world.size``-th batch, of the same pictures whatever the number of processes."""
+    starts = range(0, len(pictures), EVALUATION_BATCH)[world.rank :: world.size]
+    batches = [[(0, i) for i in range(start, min(start + EVALUATION_BATCH, len(pictures)))] for start in starts]
+    samples = _Samples(Prepared(pictures, how), len(pictures.labels), 0, tags=tags)
+    return iter(_loader(samples, batches, workers))
 
-    Raises:
-        UserError: if the folder is none of these, a label is unknown, or pictures cannot be read (named).
-    """
-    if (folder / "t10k-images-idx3-ubyte.gz").exists():
-        pixels, classes = read_idx(folder, "t10k")
-        return Split(_prepare_all([encode_png(picture) for picture in pixels], how), classes)
-    entries = list(_entries(folder))
-    if not entries:
-        raise UserError(f"{folder} holds no pictures: expected <label>/<picture> folders or a labels.csv")
-    unknown = sorted({label for _, names in entries for label in names} - set(labels))
-    if unknown:
-        raise UserError(f"{folder} has labels that the checkpoint does not know: {', '.join(unknown[:5])}")
-    pictures: list[Pixels] = []
-    bad: list[str] = []
-    for path, _ in entries:
-        try:
-            pictures.append(prepare(path.read_bytes(), how).pixels)
-        except (PictureError, OSError) as error:
-            bad.append(f"{path} ({error})")
-    if bad:
-        raise UserError(f"{len(bad)} pictures cannot be read: {'; '.join(bad[:5])}")
-    indices = [[labels.index(name) for name in names] for _, names in entries]
+
+def _loader(samples: _Samples, batches: Any, workers: int) -> DataLoader[tuple[Tensor, Tensor]]:
+    # Forked workers inherit the sources as they are; what a source reads lies in files.
+    context = "fork" if workers else None
+    return DataLoader(
+        samples,
+        batch_sampler=batches,
+        num_workers=workers,
+        multiprocessing_context=context,
+        pin_memory=torch.cuda.is_available(),
+    )
+
+
+def all_targets(pictures: Pictures, *, tags: bool) -> Targets:
+    """``int64 [N]`` classes or ``float32 [N, C]`` labels."""
     if not tags:
-        return Split(np.stack(pictures), np.array([index[0] for index in indices], np.int64))
-    targets = np.zeros((len(entries), len(labels)), np.float32)
-    for target, index in zip(targets, indices, strict=True):
-        target[index] = 1.0
-    return Split(np.stack(pictures), targets)
+        return np.array([target[0] for target in pictures.targets], np.int64)
+    targets = np.zeros((len(pictures), len(pictures.labels)), np.float32)
+    for row, target in zip(targets, pictures.targets, strict=True):
+        row[list(target)] = 1.0
+    return targets
 
 
-def _entries(folder: Path) -> Iterator[tuple[Path, list[str]]]:
-    table = folder / "labels.csv"
-    if table.exists():
-        with table.open(newline="", encoding="utf-8") as file:
-            for row in csv.DictReader(file):
-                yield folder / row["path"], [name for name in row["labels"].split("|") if name]
-    elif folder.is_dir():
-        for label in sorted(path for path in folder.iterdir() if path.is_dir()):
-            yield from ((path, [label.name]) for path in sorted(label.iterdir()) if path.is_file())
-
-
-def write_files(folder: Path, files: list[tuple[bytes, list[str]]], *, tags: bool) -> None:
-    """The held-out pictures in the form that :func:`read_folder` reads."""
+def write_pictures(folder: Path, pictures: Pictures, *, tags: bool) -> None:
+    """Pictures as PNG files that :func:`training.pictures.open_pictures` reads."""
     rows = []
-    for number, (data, labels) in enumerate(files):
-        path = folder / (f"{number:04}.png" if tags else f"{labels[0]}/{number:04}.png")
+    for number, target in enumerate(pictures.targets):
+        names = [pictures.labels[index] for index in target]
+        path = folder / (f"{number:04}.png" if tags else f"{names[0]}/{number:04}.png")
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data)
-        rows.append((path.name, "|".join(labels)))
-    if tags and rows:
+        path.write_bytes(pictures.read(number))
+        rows.append((path.name, "|".join(names)))
+    if tags:
         with (folder / "labels.csv").open("w", newline="", encoding="utf-8") as file:
             csv.writer(file).writerows([("path", "labels"), *rows])

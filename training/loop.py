@@ -1,32 +1,43 @@
-"""The training loop: a recipe and a seed enter; checkpoints, figures and curves in RUN_DIR leave."""
+"""The training loop: a recipe, data and a seed enter; checkpoints, figures and curves in RUN_DIR leave.
+
+Read :func:`train` from the top. Every step's pictures follow from the seed and the step's number, so a run that was
+killed goes on from its last checkpoint as if it had not been: on a CPU to the last bit.
+"""
 
 from __future__ import annotations
 
-import json
 import logging
+import signal
 import time
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
-from training.data import DataSet, Split, load_data, write_files
+from training.augment import mix, smoothed_one_hot
+from training.average import moving_average
+from training.data import DataSet, all_targets, load_data, training_batches, write_pictures
+from training.distributed import World, joined
+from training.evaluation import Evaluation, calibrate, evaluate_checkpoint, judge, predict, to_input, write_report
 from training.losses import asymmetric_loss
-from training.metrics import best_thresholds, evaluate_scores
 from training.recipes import Recipe
-from tresnet.checkpoint import CheckpointError, ModelFacts, load_checkpoint, save_checkpoint
-from tresnet.contract import Task
+from training.runlog import RunLog, draw_curves
+from tresnet.checkpoint import Checkpoint, ModelFacts, initialise, load_checkpoint, save_checkpoint
 from tresnet.errors import UserError
 from tresnet.inplace_abn import Norm, resolve_norm
 from tresnet.model import TResNet, create_model
-from tresnet.picture import Preprocessing
 
 logger = logging.getLogger(__name__)
+
+AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+CHECKPOINT_EVERY_S = 600.0
 
 
 @dataclass(frozen=True)
@@ -35,236 +46,280 @@ class Run:
 
     recipe: Recipe
     out: Path
-    seed: int
-    data: Path | None
-    init: Path | None
-    resume: bool
-    norm: Norm
-    device: torch.device
+    seed: int = 0
+    data: str | None = None
+    init: Path | None = None
+    resume: bool = False
+    norm: Norm = "auto"
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    workers: int = 0
+    """Processes that load pictures; 0 loads them between the steps."""
+    skip_bad: bool = False
+    checkpoint_every_s: float = CHECKPOINT_EVERY_S
 
 
-def train(run: Run) -> dict[str, float]:
-    """Train; returns the figures on the held-out test split.
+class StoppedError(Exception):
+    """The run was asked to stop and has saved where it was."""
+
+
+def train(run: Run) -> Evaluation:
+    """Train; returns how the best checkpoint does on the test pictures.
 
     Raises:
         UserError: if the run cannot be started or resumed as asked.
+        StoppedError: after SIGINT or SIGTERM, once the step under way is saved.
         OSError: if RUN_DIR cannot be written; the last checkpoint stays whole.
     """
+    with joined(run.device) as world:
+        return _train(run, world)
+
+
+def _train(run: Run, world: World) -> Evaluation:
     recipe, last, best = run.recipe, run.out / "last.pt", run.out / "best.pt"
     if last.exists() and not run.resume:
         raise UserError(f"{run.out} holds a run already: go on with --resume, or choose another --out")
-    if run.resume and not last.exists():
-        raise UserError(f"{last}: there is no run to resume")
+    resumed = load_checkpoint(last) if last.exists() else None
+    if run.resume and resumed is None:
+        logger.info("%s holds no checkpoint yet: starting from the beginning", run.out)
     run.out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(run.seed)
-    how = Preprocessing(image_size=recipe.image_size)
-    data = load_data(recipe, how, run.seed, run.data)
-    norm = resolve_norm(run.norm, run.device)
-    facts = ModelFacts(
-        arch=recipe.arch,
-        task=recipe.task,
-        labels=data.labels,
-        preprocessing=how,
-        inplace_abn=norm != "bn",
-        recipe=recipe.name,
-        seed=run.seed,
-    )
-    model = create_model(recipe.arch, len(data.labels), norm).to(run.device)
-    if run.init is not None:
-        _initialise_from(model, run.init)
-    optimizer = torch.optim.AdamW(_parameter_groups(model, recipe.weight_decay), lr=recipe.learning_rate, fused=True)
-    pictures = recipe.pictures_per_epoch or len(data.train(np.random.default_rng(0)))
-    steps = pictures // recipe.batch_size
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.learning_rate, total_steps=recipe.epochs * steps)
-    epoch, best_score = 0, -1.0
-    if run.resume:
-        epoch, best_score = _resume(last, facts, recipe, model, optimizer, schedule)
+    how = recipe.preprocessing()
+    checks = world.is_first and resumed is None  # pictures that were good stay so
+    data = load_data(recipe, how, run.seed, run.data, check=checks or run.skip_bad, skip_bad=run.skip_bad)
+    trainer = _Trainer(run, data, world)
+    if resumed is not None:
+        trainer.resume(resumed)
+    elif data.own_test and world.is_first:
+        write_pictures(run.out / "test", data.test, tags=recipe.task == "tag")
 
-    write_files(run.out / "test", data.test_files, tags=recipe.task == "tag")
-    with _progress(recipe, epoch, steps) as progress, (run.out / "metrics.jsonl").open("a") as log:
-        for current in range(epoch, recipe.epochs):
-            _train_epoch(run, model, optimizer, schedule, data, current, steps, progress, log)
-            figures, thresholds = _validate(model, recipe.task, data.val, run.device)
-            log.write(json.dumps({"epoch": current + 1, **{f"val_{k}": v for k, v in figures.items()}}) + "\n")
-            log.flush()
-            logger.info("epoch %d of %d: %s", current + 1, recipe.epochs, _words(figures))
-            facts = facts.model_copy(update={"thresholds": thresholds})
-            weights = {key: value.cpu() for key, value in model.state_dict().items()}
-            score = figures["top1" if recipe.task == "classify" else "map"]
-            if score >= best_score:  # of equals the later, which has seen more
-                best_score = score
-                save_checkpoint(best, facts, weights)
-            training = {
-                "epoch": current + 1,
-                "best_score": best_score,
-                "epochs": recipe.epochs,
-                "batch_size": recipe.batch_size,
-                "optimizer": optimizer.state_dict(),
-                "schedule": schedule.state_dict(),
-                "rng": torch.get_rng_state(),
-            }
-            save_checkpoint(last, facts, weights, training)
-    draw_curves(run.out)
-    return evaluate_checkpoint(best, None, run.device, test=data.test)
+    batches = training_batches(data.train, recipe, len(data.labels), run.seed, trainer.step, run.workers, world)
+    saved_at = time.monotonic()
+    with _stop_requests() as asked_to_stop, RunLog(run.out, trainer.step, trainer.steps, world.is_first) as log:
+        for pictures, targets in batches:  # uint8 [B, S, S, 3]; int64 [B] or float32 [B, C]
+            figures = trainer.train_step(pictures, targets)
+            log.step(trainer.step, figures)
+            if trainer.step % trainer.steps_per_epoch == 0:
+                log.epoch(trainer.step // trainer.steps_per_epoch, trainer.end_epoch(best))
+                trainer.save(last)
+                saved_at = time.monotonic()
+            elif asked_to_stop or time.monotonic() - saved_at > run.checkpoint_every_s:
+                trainer.save(last)
+                saved_at = time.monotonic()
+            if asked_to_stop and trainer.step < trainer.steps:
+                raise StoppedError
+    evaluation = evaluate_checkpoint(load_checkpoint(best), world, pictures=data.test, workers=run.workers)
+    if world.is_first:
+        draw_curves(run.out)
+        write_report(run.out, evaluation)
+    return evaluation
 
 
-def _train_epoch(
-    run: Run,
-    model: TResNet,
-    optimizer: Any,
-    schedule: Any,
-    data: DataSet,
-    epoch: int,
-    steps: int,
-    progress: Any,
-    log: Any,
-) -> None:
-    recipe = run.recipe
-    random = np.random.default_rng([run.seed, 1000 + epoch])  # an epoch's pictures depend on seed and epoch alone
-    split = data.train(random)
-    order = random.permutation(len(split))
-    model.train()
-    for step in range(steps):
-        started = time.perf_counter()
-        chosen = order[step * recipe.batch_size : (step + 1) * recipe.batch_size]
-        x = to_input(split.pictures[chosen]).to(run.device)  # [B, 3, S, S] in 0..1
-        y = torch.from_numpy(split.targets[chosen]).to(run.device)  # [B] or [B, C]
-        logits = model(x)  # [B, C]
+class _Trainer:
+    """All that changes from step to step, and what a checkpoint must hold of it."""
+
+    def __init__(self, run: Run, data: DataSet, world: World) -> None:
+        self.run, self.recipe, self.data, self.world = run, run.recipe, data, world
+        recipe = run.recipe
+        self.steps_per_epoch = len(data.train) // recipe.batch_size
+        self.steps = self.steps_per_epoch * recipe.epochs
+        if self.steps == 0:
+            raise UserError(f"{len(data.train)} training pictures do not fill a batch of {recipe.batch_size}")
+        if recipe.batch_size % (world.size * recipe.accumulate):
+            raise UserError(f"a batch of {recipe.batch_size} cannot be shared by {world.size} × {recipe.accumulate}")
+        norm = resolve_norm(run.norm, world.device)
+        self.facts = ModelFacts(
+            arch=recipe.arch,
+            task=recipe.task,
+            labels=data.labels,
+            preprocessing=recipe.preprocessing(),
+            inplace_abn=norm != "bn",
+            recipe=recipe.name,
+            seed=run.seed,
+        )
+        self.model = self._create_model(norm)
+        self.parallel: nn.Module = self.model
+        if world.size > 1:
+            # Each process keeps its own running statistics; the first one's are taken where they count.
+            self.parallel = DistributedDataParallel(self.model, broadcast_buffers=False)
+        self.average = moving_average(self.model, recipe.ema) if recipe.ema is not None else None
+        self.optimizer = _optimizer(self.model, recipe)
+        self.schedule = torch.optim.lr_scheduler.OneCycleLR(
+            self.optimizer, recipe.learning_rate, self.steps, pct_start=recipe.rise
+        )
+        self.scaler = torch.amp.GradScaler(world.device.type, enabled=recipe.precision == "fp16")
+        self.step, self.best_score = 0, -1.0
+
+    def _create_model(self, norm: Norm) -> TResNet:
+        init = load_checkpoint(self.run.init, task=self.recipe.task) if self.run.init is not None else None
+        if init is not None:  # a network goes on with the slopes that it was trained with
+            slopes = {"stem_slope": init.facts.stem_slope, "block_slope": init.facts.block_slope}
+            self.facts = self.facts.model_copy(update=slopes)
+        facts = self.facts
+        model = create_model(
+            facts.arch, len(facts.labels), norm, stem_slope=facts.stem_slope, block_slope=facts.block_slope
+        )
+        if init is not None:
+            fresh = initialise(model, init, inplace_abn=facts.inplace_abn)
+            logger.info("initialised from %s; fresh: %s", self.run.init, ", ".join(fresh) or "nothing")
+        memory = torch.channels_last if self.world.device.type == "cuda" else torch.contiguous_format
+        return model.to(self.world.device, memory_format=memory)  # type: ignore[call-overload,no-any-return]
+
+    def train_step(self, pictures: Tensor, targets: Tensor) -> dict[str, float]:
+        """One step of the optimizer on this process's share of a batch; the figures are for the log.
+
+        Raises:
+            UserError: if the loss is no longer a number.
+        """
+        started, recipe, device = time.perf_counter(), self.recipe, self.world.device
+        self.model.train()
+        self.optimizer.zero_grad(set_to_none=True)
+        x = to_input(pictures.to(device, non_blocking=True))  # [B, 3, S, S] in 0..1
+        y = targets.to(device, non_blocking=True)
         if recipe.task == "classify":
-            loss = F.cross_entropy(logits, y, label_smoothing=recipe.label_smoothing)
+            y = smoothed_one_hot(y, len(self.data.labels), recipe.label_smoothing)  # [B, C]
+        random = np.random.default_rng([self.run.seed, 0, self.step, self.world.rank])
+        x, y = mix(x, y, mixup=recipe.mixup, cutmix=recipe.cutmix, random=random)
+        total = 0.0
+        for part, (part_x, part_y) in enumerate(
+            zip(x.chunk(recipe.accumulate), y.chunk(recipe.accumulate), strict=True)
+        ):
+            with self._gathers_gradients(part == recipe.accumulate - 1):
+                loss = self._loss(part_x, part_y)
+                self.scaler.scale(loss * self._loss_share()).backward()
+            total += loss.item() / (recipe.accumulate if recipe.task == "classify" else 1)
+        if not np.isfinite(total):
+            raise UserError(f"the loss is {total} at step {self.step + 1}: lower the learning rate")
+        if recipe.clip_norm is not None:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.model.parameters(), recipe.clip_norm)
+        lr = float(self.schedule.get_last_lr()[0])
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.schedule.step()
+        if self.average is not None:
+            self.average.update_parameters(self.model)
+        self.step += 1
+        speed = len(pictures) * self.world.size / (time.perf_counter() - started)
+        return {"loss": total, "lr": lr, "images_per_s": round(speed, 1)}
+
+    def _loss(self, x: Tensor, y: Tensor) -> Tensor:
+        dtype = AUTOCAST.get(self.recipe.precision)
+        with torch.autocast(self.world.device.type, dtype, enabled=dtype is not None):
+            logits = self.parallel(x)  # [B, C]
+        logits = logits.float()
+        return F.cross_entropy(logits, y) if self.recipe.task == "classify" else asymmetric_loss(logits, y)
+
+    def _loss_share(self) -> float:
+        """Parts of a mean are averaged, those of a sum added; processes' gradients are averaged in either case."""
+        return 1 / self.recipe.accumulate if self.recipe.task == "classify" else float(self.world.size)
+
+    @contextmanager
+    def _gathers_gradients(self, yes: bool) -> Iterator[None]:
+        if isinstance(self.parallel, DistributedDataParallel) and not yes:
+            with self.parallel.no_sync():
+                yield
         else:
-            loss = asymmetric_loss(logits, y)
-        if not torch.isfinite(loss):
-            raise UserError(f"the loss is {loss.item()} at epoch {epoch + 1}, step {step + 1}: lower the learning rate")
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        lr = schedule.get_last_lr()[0]
-        schedule.step()
-        speed = len(chosen) / (time.perf_counter() - started)
-        line = {"step": epoch * steps + step + 1, "loss": loss.item(), "lr": lr, "images_per_s": round(speed, 1)}
-        log.write(json.dumps(line) + "\n")
-        progress.update(0, advance=1, speed=f"{speed:.0f} images/s", loss=f"loss {loss.item():.3f}")
+            yield
+
+    def end_epoch(self, best: Path) -> dict[str, float]:
+        """Judge the weights and their average on the validation pictures; the best so far go to ``best``."""
+        self.world.share_buffers(self.model)
+        candidates: dict[str, TResNet] = {"": self.model}
+        if self.average is not None:
+            self.world.share_buffers(self.average)
+            candidates["ema_"] = self.average.module  # type: ignore[assignment]
+        tags = self.recipe.task == "tag"
+        targets = all_targets(self.data.val, tags=tags)
+        told: dict[str, float] = {}
+        for prefix, model in candidates.items():
+            logits = predict(
+                model, self.data.val, self.facts.preprocessing, self.world, tags=tags, workers=self.run.workers
+            )
+            facts = calibrate(self.facts, logits, targets)
+            figures = judge(facts, logits, targets).figures
+            told |= {f"{prefix}{name}": value for name, value in figures.items()}
+            score = figures["map" if tags else "top1"]
+            if score >= self.best_score:  # of equals the later, which has seen more
+                self.best_score = score
+                if self.world.is_first:
+                    save_checkpoint(best, facts, _on_cpu(model.state_dict()))
+        return told
+
+    def save(self, last: Path) -> None:
+        """All that :meth:`resume` needs, written by the first process."""
+        if not self.world.is_first:
+            return
+        training = {
+            "step": self.step,
+            "best_score": self.best_score,
+            "recipe": _as_plain(self.recipe),
+            "pictures": len(self.data.train),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "average": self.average.state_dict() if self.average is not None else None,
+            "rng": torch.get_rng_state(),
+        }
+        save_checkpoint(last, self.facts, _on_cpu(self.model.state_dict()), training)
+
+    def resume(self, checkpoint: Checkpoint) -> None:
+        """Go on where ``checkpoint`` was saved.
+
+        Raises:
+            UserError: if it is of a run with other options or other data.
+        """
+        state = checkpoint.training or {}
+        same = (state.get("recipe"), state.get("pictures")) == (_as_plain(self.recipe), len(self.data.train))
+        if checkpoint.facts != self.facts or not same:
+            raise UserError(
+                f"{checkpoint.path} is of a run with other options or data: resume it with the same recipe, seed, "
+                "sizes and data"
+            )
+        self.model.load_state_dict(checkpoint.weights)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        self.scaler.load_state_dict(state["scaler"])
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
+        torch.set_rng_state(state["rng"])
+        self.step, self.best_score = int(state["step"]), float(state["best_score"])
+        logger.info("resuming after step %d of %d", self.step, self.steps)
 
 
-def to_input(pictures: np.ndarray[Any, np.dtype[np.uint8]]) -> Tensor:
-    """``uint8 [N, S, S, 3]`` pictures to ``float32 [N, 3, S, S]`` in 0..1."""
-    return torch.from_numpy(pictures).permute(0, 3, 1, 2).contiguous().float() / 255
+def _optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    """Weight decay on weights of two dimensions and more; none on norms and biases (what ASL's code calls true)."""
+    groups = [
+        {"params": [p for p in model.parameters() if p.dim() >= 2], "weight_decay": recipe.weight_decay},
+        {"params": [p for p in model.parameters() if p.dim() < 2], "weight_decay": 0.0},
+    ]
+    if recipe.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=recipe.learning_rate, momentum=0.9, nesterov=True)
+    kind = torch.optim.AdamW if recipe.optimizer == "adamw" else torch.optim.Adam
+    return kind(groups, lr=recipe.learning_rate, fused=True)
 
 
-@torch.inference_mode()
-def predict(model: TResNet, task: Task, split: Split, device: torch.device) -> np.ndarray[Any, np.dtype[np.float32]]:
-    """``float32 [N, C]`` scores in 0..1."""
-    model.eval()
-    scores = []
-    for start in range(0, len(split), 64):
-        logits = model(to_input(split.pictures[start : start + 64]).to(device))
-        scores.append((logits.softmax(1) if task == "classify" else logits.sigmoid()).cpu())
-    return torch.cat(scores).numpy()
+def _as_plain(recipe: Recipe) -> dict[str, Any]:
+    """What must be equal for a run to go on; told as it was when the run began."""
+    return {**replace(recipe, expected="").__dict__}
 
 
-def _validate(
-    model: TResNet, task: Task, val: Split, device: torch.device
-) -> tuple[dict[str, float], list[float] | None]:
-    scores = predict(model, task, val, device)
-    thresholds = best_thresholds(scores, val.targets) if task == "tag" else None  # type: ignore[arg-type]
-    return evaluate_scores(task, scores, val.targets, thresholds), thresholds
+def _on_cpu(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.cpu() for name, value in state.items()}
 
 
-def evaluate_checkpoint(
-    path: Path, folder: Path | None, device: torch.device, *, image_size: int | None = None, test: Split | None = None
-) -> dict[str, float]:
-    """A checkpoint's figures on ``folder``; without one, on its recipe's own held-out pictures.
+@contextmanager
+def _stop_requests() -> Iterator[list[int]]:
+    """The SIGINT and SIGTERM that came; a second one stops at once."""
+    came: list[int] = []
 
-    Raises:
-        UserError: if the checkpoint or the data cannot be used.
-    """
-    from training.data import read_folder
-    from training.recipes import find_recipe
-    from tresnet.checkpoint import build_model
+    def remember(number: int, _: Any) -> None:
+        came.append(number)
+        if len(came) > 1:
+            raise KeyboardInterrupt
 
-    checkpoint = load_checkpoint(path)
-    facts = checkpoint.facts
-    how = facts.preprocessing
-    if image_size is not None:
-        how = how.model_copy(update={"image_size": image_size})
-    if folder is not None:
-        test = read_folder(folder, facts.labels, how, tags=facts.task == "tag")
-    elif test is None:
-        if facts.recipe is None:
-            raise UserError(f"{path} does not say what it was trained on: give --data DIR")
-        test = load_data(find_recipe(facts.recipe), how, facts.seed or 0, None).test
-    scores = predict(build_model(checkpoint).to(device), facts.task, test, device)
-    return {"images": len(test), **evaluate_scores(facts.task, scores, test.targets, facts.thresholds)}
-
-
-def _parameter_groups(model: TResNet, weight_decay: float) -> list[dict[str, Any]]:
-    """Decay on weights of two dimensions and more; none on norms and biases."""
-    decayed = [p for p in model.parameters() if p.dim() >= 2]
-    others = [p for p in model.parameters() if p.dim() < 2]
-    return [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
-
-
-def _initialise_from(model: TResNet, path: Path) -> None:
-    weights = load_checkpoint(path).weights
-    own = model.state_dict()
-    fitting = {key: value for key, value in weights.items() if key in own and own[key].shape == value.shape}
-    others = sorted(own.keys() - fitting.keys())
-    if any(not key.startswith("head.") for key in others):
-        raise CheckpointError(f"{path} is of another architecture: {others[0]} does not fit")
-    model.load_state_dict(fitting, strict=False)
-    logger.info("initialised from %s; fresh: %s", path, ", ".join(others) or "nothing")
-
-
-def _resume(
-    last: Path, facts: ModelFacts, recipe: Recipe, model: TResNet, optimizer: Any, schedule: Any
-) -> tuple[int, float]:
-    checkpoint = load_checkpoint(last)
-    state = checkpoint.training or {}
-    same = checkpoint.facts.model_copy(update={"thresholds": None}) == facts
-    if not same or (state.get("epochs"), state.get("batch_size")) != (recipe.epochs, recipe.batch_size):
-        raise UserError(f"{last} is of a run with other options: resume it with the same recipe, seed and sizes")
-    model.load_state_dict(checkpoint.weights)
-    optimizer.load_state_dict(state["optimizer"])
-    schedule.load_state_dict(state["schedule"])
-    torch.set_rng_state(state["rng"])
-    logger.info("resuming after epoch %d", state["epoch"])
-    return int(state["epoch"]), float(state["best_score"])
-
-
-def _progress(recipe: Recipe, epoch: int, steps: int) -> Progress:
-    columns = (
-        TextColumn(recipe.name),
-        BarColumn(),
-        TextColumn("{task.fields[speed]}"),
-        TextColumn("{task.fields[loss]}"),
-    )
-    progress = Progress(*columns, TimeRemainingColumn())
-    progress.add_task(recipe.name, total=recipe.epochs * steps, completed=epoch * steps, speed="", loss="")
-    return progress
-
-
-def _words(figures: dict[str, float]) -> str:
-    return ", ".join(f"{name} {value:.4f}" for name, value in figures.items())
-
-
-def draw_curves(out: Path) -> None:
-    """``metrics.jsonl`` as ``curves.png``: loss by step, and validation figures by epoch."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    steps = [line for line in lines if "step" in line]
-    epochs = [line for line in lines if "epoch" in line]
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4))
-    left.plot([line["step"] for line in steps], [line["loss"] for line in steps])
-    left.set(title="training loss", xlabel="step", yscale="log")
-    for name in sorted({key for line in epochs for key in line} - {"epoch"}):
-        right.plot([line["epoch"] for line in epochs], [line[name] for line in epochs], marker="o", label=name)
-    right.set(title="validation", xlabel="epoch")
-    right.legend()
-    figure.tight_layout()
-    figure.savefig(out / "curves.png", dpi=110)
-    plt.close(figure)
+    before = {number: signal.signal(number, remember) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield came
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -6,8 +6,19 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from scipy.optimize import minimize_scalar
+from scipy.special import expit, log_softmax, softmax
+
+from tresnet.contract import Task
 
 Scores = npt.NDArray[np.float32]
+Logits = npt.NDArray[np.float32]
+
+
+def to_scores(task: Task, logits: Logits, temperature: float = 1.0) -> Scores:
+    """``[N, C]`` logits to scores in 0..1: softmax over the labels, or each label's own sigmoid."""
+    scaled = logits / np.float32(temperature)
+    return np.asarray(softmax(scaled, axis=1) if task == "classify" else expit(scaled), np.float32)
 
 
 def top_k_accuracy(scores: Scores, classes: npt.NDArray[np.int64], k: int) -> float:
@@ -26,16 +37,36 @@ def average_precision(scores: npt.NDArray[Any], targets: npt.NDArray[Any]) -> fl
     return float((precision * ranked).sum() / positives[-1])
 
 
+def average_precisions(scores: Scores, targets: npt.NDArray[np.float32]) -> list[float]:
+    """Of each label; not-a-number for one that does not occur."""
+    return [average_precision(scores[:, c], targets[:, c]) for c in range(scores.shape[1])]
+
+
 def mean_average_precision(scores: Scores, targets: npt.NDArray[np.float32]) -> float:
     """The mean over labels that occur, of ``[N, C]`` scores and 0/1 targets."""
-    return float(np.nanmean([average_precision(scores[:, c], targets[:, c]) for c in range(scores.shape[1])]))
+    return float(np.nanmean(average_precisions(scores, targets)))
+
+
+def precision_recall_f1(
+    scores: Scores, targets: npt.NDArray[np.float32], thresholds: npt.NDArray[np.float64] | float
+) -> dict[str, float]:
+    """ASL's six: ``cp``, ``cr``, ``cf1`` are means over the labels, ``op``, ``or``, ``of1`` over all decisions.
+
+    A label that is never chosen has precision 0, as there. ``cf1`` is of the two means.
+    """
+    chosen = scores >= thresholds
+    right, said, there = (chosen * targets).sum(0), chosen.sum(0), targets.sum(0)
+    occurs = there > 0
+    cp = float((right[occurs] / np.maximum(said[occurs], 1)).mean())
+    cr = float((right[occurs] / there[occurs]).mean())
+    op, or_ = float(right.sum() / max(said.sum(), 1)), float(right.sum() / max(there.sum(), 1))
+    f1 = [2 * p * r / (p + r) if p + r else 0.0 for p, r in ((cp, cr), (op, or_))]
+    return {"cp": cp, "cr": cr, "cf1": f1[0], "op": op, "or": or_, "of1": f1[1]}
 
 
 def micro_f1(scores: Scores, targets: npt.NDArray[np.float32], thresholds: npt.NDArray[np.float64] | float) -> float:
     """F1 over all decisions together (OF1)."""
-    chosen = scores >= thresholds
-    right = float((chosen * targets).sum())
-    return 2 * right / max(1.0, float(chosen.sum() + targets.sum()))
+    return precision_recall_f1(scores, targets, thresholds)["of1"]
 
 
 def best_thresholds(scores: Scores, targets: npt.NDArray[np.float32]) -> list[float]:
@@ -55,13 +86,45 @@ def best_thresholds(scores: Scores, targets: npt.NDArray[np.float32]) -> list[fl
     return thresholds
 
 
+def best_temperature(task: Task, logits: Logits, targets: npt.NDArray[Any]) -> float:
+    """What to divide logits by so that scores are probabilities: the least negative log-likelihood (Guo et al., 2017).
+
+    ``targets`` are ``int64 [N]`` classes or 0/1 ``[N, C]``.
+    """
+    exact = logits.astype(np.float64)
+
+    def loss(log_temperature: float) -> float:
+        scaled = exact / np.exp(log_temperature)
+        if task == "classify":
+            return -float(log_softmax(scaled, axis=1)[np.arange(len(targets)), targets].mean())
+        return float((np.logaddexp(0.0, scaled) - scaled * targets).mean())
+
+    found = minimize_scalar(loss, bounds=(np.log(0.05), np.log(20.0)), method="bounded")
+    return round(float(np.exp(found.x)), 4)
+
+
+def expected_calibration_error(task: Task, scores: Scores, targets: npt.NDArray[Any], bins: int = 15) -> float:
+    """The mean distance between what a score says and how often it is right, over equal bins weighed by their size.
+
+    ``classify``: the best label's score. ``tag``: every label's, a decision each.
+    """
+    if task == "classify":
+        said = scores.max(axis=1)
+        right = (scores.argmax(axis=1) == targets).astype(np.float64)
+    else:
+        said, right = scores.ravel(), targets.ravel().astype(np.float64)
+    place = np.minimum((said * bins).astype(int), bins - 1)
+    gaps = [abs(float((said[place == b] - right[place == b]).sum())) for b in range(bins)]
+    return sum(gaps) / len(said)
+
+
 def evaluate_scores(
-    task: str, scores: Scores, targets: npt.NDArray[Any], thresholds: list[float] | None
+    task: Task, scores: Scores, targets: npt.NDArray[Any], thresholds: list[float] | None = None
 ) -> dict[str, float]:
-    """The figures that belong to ``task``."""
+    """The figures that belong to ``task``; of ASL's six those at 0.5, and ``f1`` is OF1 at the fitted thresholds."""
     if task == "classify":
         return {"top1": top_k_accuracy(scores, targets, 1), "top5": top_k_accuracy(scores, targets, 5)}
-    figures = {"map": mean_average_precision(scores, targets), "f1_at_0.5": micro_f1(scores, targets, 0.5)}
+    figures = {"map": mean_average_precision(scores, targets), **precision_recall_f1(scores, targets, 0.5)}
     if thresholds is not None:
         figures["f1"] = micro_f1(scores, targets, np.asarray(thresholds))
     return figures

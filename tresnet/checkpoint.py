@@ -29,6 +29,8 @@ from tresnet.picture import Preprocessing
 
 FORMAT = "tresnet-serving/1"
 HUB = "hf:"
+ABN_EPS = 1e-5
+"""What InPlace-ABN adds to the absolute value of its weight."""
 
 
 class CheckpointError(UserError):
@@ -48,6 +50,8 @@ class ModelFacts(BaseModel):
     """Whether norm weights are InPlace-ABN's (the scale is ``|weight| + eps``) or plain batch norm's."""
     stem_slope: float | None = None
     block_slope: float | None = None
+    temperature: float = Field(default=1.0, gt=0.0)
+    """What logits are divided by before they become scores, so that these are probabilities."""
     thresholds: list[float] | None = None
     """One score threshold a label, fitted on held-out pictures; for ``tag`` only."""
     recipe: str | None = None
@@ -199,3 +203,32 @@ def build_model(checkpoint: Checkpoint, norm: Norm | None = None) -> TResNet:
         reason = " ".join(str(error).split())[:200]
         raise CheckpointError(f"{checkpoint.path}: the weights are not a {facts.arch}'s: {reason}") from error
     return model.eval()
+
+
+def initialise(model: TResNet, checkpoint: Checkpoint, *, inplace_abn: bool) -> list[str]:
+    """Give a fresh ``model`` the checkpoint's weights, its head's too if it fits; returns what stayed fresh.
+
+    ``inplace_abn`` says which norm layers ``model`` has; scales are converted where the checkpoint has the other kind.
+
+    Raises:
+        CheckpointError: if the checkpoint is of another architecture, or has batch norms with negative scales where
+            ``model`` has InPlace-ABN, which cannot express them.
+    """
+    weights, own = dict(checkpoint.weights), model.state_dict()
+    if checkpoint.facts.inplace_abn != inplace_abn:
+        for key in [key for key in weights if key.endswith("abn.weight")]:
+            weights[key] = _other_scale(weights[key], checkpoint, inplace_abn=inplace_abn)
+    fitting = {key: value for key, value in weights.items() if key in own and own[key].shape == value.shape}
+    fresh = sorted(key for key in own.keys() - fitting.keys() if not key.endswith("num_batches_tracked"))
+    if misfits := [key for key in fresh if not key.startswith("head.")]:
+        raise CheckpointError(f"{checkpoint.path} is of another architecture: {misfits[0]} does not fit")
+    model.load_state_dict(fitting, strict=False)
+    return fresh
+
+
+def _other_scale(weight: torch.Tensor, checkpoint: Checkpoint, *, inplace_abn: bool) -> torch.Tensor:
+    if not inplace_abn:
+        return weight.abs() + ABN_EPS
+    if bool((weight < 0).any()):
+        raise CheckpointError(f"{checkpoint.path} has batch norms with negative scales: train with --norm bn")
+    return (weight - ABN_EPS).clamp(min=0)

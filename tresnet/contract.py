@@ -54,6 +54,8 @@ class VersionFacts(BaseModel):
     """SHA-256 of the checkpoint file that it was exported from."""
     tools: dict[str, str]
     """Versions of the tools that exported it."""
+    temperature: float = Field(default=1.0, gt=0.0)
+    """What the program divides logits by; fitted on held-out pictures, so that scores are probabilities."""
     thresholds: list[Annotated[float, Field(ge=0.0, le=1.0)]] | None = None
     golden: GoldenPicture
 

@@ -1,0 +1,154 @@
+"""Interrupted runs, full disks and several processes: through the command line."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import TRESNET, run_tresnet
+from PIL import Image
+from sklearn.datasets import load_digits
+
+OPTIONS = ("--image-size", "20", "--batch-size", "32", "--epochs", "2", "--seed", "3", "--arch", "tresnet_s")
+
+
+def digits_folder(root: Path, count: int) -> Path:
+    """``count`` real digits as a folder of labelled pictures."""
+    data = load_digits()
+    for index in range(count):
+        file = root / str(data.target[index]) / f"{index}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray((data.images[index] * 255 / 16).astype(np.uint8)).save(file)
+    return root
+
+
+def weights(path: Path) -> dict[str, torch.Tensor]:
+    state: dict[str, torch.Tensor] = torch.load(path, weights_only=True)["model"]
+    return state
+
+
+def assert_same_bits(one: Path, other: Path) -> None:
+    for name in ("last.pt", "best.pt"):
+        a, b = weights(one / name), weights(other / name)
+        assert a.keys() == b.keys()
+        assert all(torch.equal(a[key], b[key]) for key in a), name
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return digits_folder(tmp_path_factory.mktemp("data") / "digits", 240)
+
+
+@pytest.fixture(scope="module")
+def whole(folder: Path) -> Path:
+    """A run that nothing interrupted: mixing, varied colours, a moving average, clipping."""
+    done = run_tresnet("train", "transfer", "--data", "digits", "--out", "whole", *OPTIONS, cwd=folder.parent)
+    assert done.returncode == 0, done.stderr
+    return folder.parent / "whole"
+
+
+@pytest.mark.parametrize("ending", [signal.SIGKILL, signal.SIGINT])
+def test_an_interrupted_run_ends_with_the_same_bits(whole: Path, ending: signal.Signals) -> None:
+    out = whole.parent / f"cut-{ending.name}"
+    arguments = ("train", "transfer", "--data", "digits", "--out", out.name, *OPTIONS)
+    steps = len([line for line in (whole / "metrics.jsonl").read_text().splitlines() if '"step"' in line])
+    stop_after = secrets.randbelow(steps - 1) + 1
+    said = whole.parent / f"{out.name}.log"
+    with said.open("w") as stderr:
+        process = subprocess.Popen([TRESNET, *arguments], cwd=whole.parent, stderr=stderr)
+    log, deadline = out / "metrics.jsonl", time.monotonic() + 100
+    while not log.exists() or log.read_text().count('"step"') < stop_after:
+        assert process.poll() is None, said.read_text()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(ending)
+    assert process.wait(60) in (-signal.SIGKILL, 130)
+    saved_step = torch.load(out / "last.pt", weights_only=True)["training"]["step"] if (out / "last.pt").exists() else 0
+    assert saved_step >= (stop_after if ending == signal.SIGINT else 0)
+    resumed = run_tresnet(*arguments, "--resume", cwd=whole.parent)
+    assert resumed.returncode == 0, resumed.stderr
+    assert_same_bits(whole, out)
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    assert [line["step"] for line in lines if "step" in line] == list(range(1, steps + 1))
+    losses = [
+        [json.loads(line).get("loss") for line in (run / "metrics.jsonl").read_text().splitlines()]
+        for run in (whole, out)
+    ]
+    assert losses[0] == losses[1]
+
+
+def test_a_full_disk_leaves_the_last_checkpoint_whole(whole: Path, tmp_path: Path) -> None:
+    shutil.copytree(whole, tmp_path / "whole")
+    state = torch.load(tmp_path / "whole" / "last.pt", weights_only=True)
+    state["training"]["step"] -= 1
+    state["training"]["schedule"]["last_epoch"] -= 1
+    torch.save(state, tmp_path / "whole" / "last.pt")
+    before = (tmp_path / "whole" / "last.pt").read_bytes()
+    done = subprocess.run(
+        [TRESNET, "train", "transfer", "--data", whole.parent / "digits", "--out", "whole", *OPTIONS, "--resume"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, 2**20)),
+    )
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    assert "could not write" in done.stderr.splitlines()[-1] or "File too large" in done.stderr.splitlines()[-1]
+    assert (tmp_path / "whole" / "last.pt").read_bytes() == before
+    assert not list((tmp_path / "whole").glob(".*.pt*"))
+
+
+def test_a_folder_that_cannot_be_written_is_named(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    done = run_tresnet("train", "transfer", "--data", folder, "--out", "file/run", *OPTIONS, cwd=tmp_path)
+    assert done.returncode == 2
+    assert "file" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+
+
+def test_a_run_goes_on_with_the_same_options_only(whole: Path) -> None:
+    arguments = ("train", "transfer", "--data", "digits", "--out", "whole", "--resume", *OPTIONS)
+    done = run_tresnet(*arguments, "--learning-rate", 0.5, cwd=whole.parent)
+    assert (done.returncode, "other options" in done.stderr) == (2, True), done.stderr
+
+
+def torchrun(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--no-python"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "GLOO_SOCKET_IFNAME": "lo"}
+    return subprocess.run(
+        [*command, TRESNET, *map(str, arguments)],
+        cwd=cwd, env=environment, capture_output=True, text=True, timeout=280, check=False,
+    )  # fmt: skip
+
+
+def test_two_processes_find_the_same_figures_as_one(whole: Path) -> None:
+    arguments = ("eval", "whole/best.pt", "--data", "digits", "--json")
+    one, two = run_tresnet(*arguments, cwd=whole.parent), torchrun(*arguments, cwd=whole.parent)
+    assert one.returncode == two.returncode == 0, one.stderr + two.stderr
+    figures = [json.loads(done.stdout) for done in (one, two)]
+    assert figures[0]["images"] == 240
+    assert {**figures[0], "seconds": 0} == pytest.approx({**figures[1], "seconds": 0}, abs=1e-6)
+
+
+def test_two_processes_train_one_model(whole: Path) -> None:
+    done = torchrun(
+        "train", "transfer", "--data", "digits", "--out", "two", *OPTIONS, "--accumulate", 2, cwd=whole.parent
+    )
+    assert done.returncode == 0, done.stderr
+    lines = [json.loads(line) for line in (whole.parent / "two" / "metrics.jsonl").read_text().splitlines()]
+    alone = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
+    assert [line.get("step") for line in lines] == [line.get("step") for line in alone]
+    assert lines[-1]["val_top1"] >= 0

@@ -1,0 +1,70 @@
+"""One process or many: who is in this run, and how they put their parts together.
+
+``torchrun --nproc-per-node 8 --no-python tresnet train …`` starts a process for each GPU and says so in the
+environment, on one machine or on several; without it a run is one process.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+
+@dataclass(frozen=True)
+class World:
+    """The place of this process among those of the run."""
+
+    device: torch.device
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def is_first(self) -> bool:
+        """Whether it is this process that writes files and speaks."""
+        return self.rank == 0
+
+    def gather(self, part: Any) -> list[Any]:
+        """Every process's ``part``, by rank, in every process."""
+        if self.size == 1:
+            return [part]
+        parts: list[Any] = [None] * self.size
+        dist.all_gather_object(parts, part)
+        return parts
+
+    def agree(self, value: Any) -> Any:
+        """The first process's ``value``, in every process."""
+        if self.size == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box)
+        return box[0]
+
+    def share_buffers(self, model: nn.Module) -> None:
+        """The first process's running statistics, in every process."""
+        if self.size > 1:
+            for buffer in model.buffers():
+                dist.broadcast(buffer, 0)
+
+
+@contextmanager
+def joined(device: torch.device) -> Iterator[World]:
+    """The run's processes, connected (NCCL between GPUs, gloo between CPUs) as long as the context lasts."""
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size == 1:
+        yield World(device)
+        return
+    if device.type == "cuda":
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield World(device, dist.get_rank(), size)
+    finally:
+        dist.destroy_process_group()

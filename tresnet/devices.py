@@ -1,0 +1,26 @@
+"""Which device work runs on."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+from tresnet.errors import UserError
+
+
+def choose_device(wanted: str = "auto") -> torch.device:
+    """``auto`` (a GPU if there is one), ``cpu`` or ``cuda``.
+
+    Raises:
+        UserError: for another word, or ``cuda`` where there is none.
+    """
+    if wanted not in ("auto", "cpu", "cuda") or (wanted == "cuda" and not torch.cuda.is_available()):
+        raise UserError(f"--device {wanted} is not to be had here: use auto or cpu")
+    use_cuda = wanted == "cuda" or (wanted == "auto" and torch.cuda.is_available())
+    return torch.device("cuda" if use_cuda else "cpu")
+
+
+def loading_processes(device: torch.device) -> int:
+    """How many processes should load pictures: none beside a CPU that is busy itself."""
+    return 0 if device.type == "cpu" else min(8, os.cpu_count() or 1)
