@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from commands.ask import classify, tag
+from commands.bench import bench
 from commands.eval import evaluate
 from commands.export import export
 from commands.serve import serve
@@ -22,6 +23,7 @@ app.command()(export)
 app.command()(serve)
 app.command()(classify)
 app.command()(tag)
+app.add_typer(bench, name="bench")
 
 
 def main() -> None:

@@ -8,18 +8,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-# timm imports torchvision, which needs these two operators to be declared and never calls them here.
-_declarations = torch.library.Library("torchvision", "FRAGMENT")
-for _name in ("nms", "qnms"):
-    _declarations.define(f"{_name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-
-import timm  # noqa: E402
+from benchmarks.timm_models import timm_model
 
 
 def timm_network(arch: str, num_classes: int, *, slope: float | None = None, size: int = 64) -> nn.Module:
     """timm's network with random weights and statistics of its own; ``slope`` is set in every leaky ReLU."""
     torch.manual_seed(num_classes)
-    network = timm.create_model(arch, num_classes=num_classes)
+    network = timm_model(arch, num_classes)
     for module in network.modules():
         if isinstance(module, nn.LeakyReLU) and slope is not None:
             module.negative_slope = slope

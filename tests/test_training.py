@@ -4,20 +4,33 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from conftest import run_tresnet
-from sklearn.metrics import average_precision_score, f1_score
+from conftest import random_checkpoint, run_tresnet
+from sklearn.metrics import average_precision_score, f1_score, precision_recall_fscore_support
 
 from training.losses import asymmetric_loss
-from training.metrics import best_thresholds, mean_average_precision, micro_f1
+from training.metrics import (
+    best_temperature,
+    best_thresholds,
+    expected_calibration_error,
+    mean_average_precision,
+    micro_f1,
+    precision_recall_f1,
+    to_scores,
+)
+from tresnet.checkpoint import ModelFacts, build_model, initialise, load_checkpoint, save_checkpoint
+from tresnet.model import create_model
+from tresnet.picture import Preprocessing
 
 
 def test_a_run_is_whole_and_better_than_chance(models: Path) -> None:
     run = models / "runs" / "digits"
-    assert {"last.pt", "best.pt", "metrics.jsonl", "curves.png", "test"} <= {path.name for path in run.iterdir()}
+    expected = {"last.pt", "best.pt", "metrics.jsonl", "curves.png", "test", "confusion.png", "per_label.png"}
+    assert expected <= {path.name for path in run.iterdir()}
     assert [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     own = run_tresnet("eval", "runs/digits/best.pt", "--json", cwd=models)
     files = run_tresnet("eval", "runs/digits/best.pt", "--data", "runs/digits/test", "--json", cwd=models)
@@ -25,6 +38,11 @@ def test_a_run_is_whole_and_better_than_chance(models: Path) -> None:
     assert figures["images"] == 360
     assert figures["top1"] > 0.5
     assert json.loads(files.stdout)["top1"] == pytest.approx(figures["top1"], abs=1e-9)
+    assert figures["ece"] < figures["ece_raw"]
+    counts = np.array(json.loads((run / "confusion.json").read_text())["counts"])
+    assert counts.trace() / counts.sum() == pytest.approx(figures["top1"])
+    table = json.loads((run / "per_label.json").read_text())
+    assert sum(row["recall"] * row["pictures"] for row in table) / 360 == pytest.approx(figures["top1"], abs=1e-3)
     again = run_tresnet("train", "digits", cwd=models)
     assert (again.returncode, "--resume" in again.stderr) == (2, True)
 
@@ -51,3 +69,66 @@ def test_asymmetric_loss_written_out() -> None:
     p, q = torch.sigmoid(torch.tensor(0.3)), torch.sigmoid(torch.tensor(-1.2)) - 0.05
     expected = -torch.log(p) - q**4 * torch.log(1 - q)
     assert asymmetric_loss(logits, targets).item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_asls_six_figures_equal_sklearns() -> None:
+    random = np.random.default_rng(3)
+    scores = random.random((200, 7)).astype(np.float32)
+    targets = (random.random((200, 7)) < 0.4).astype(np.float32)
+    figures, chosen = precision_recall_f1(scores, targets, 0.6), scores >= 0.6
+    for letter, average in (("c", "macro"), ("o", "micro")):
+        precision, recall, _, _ = precision_recall_fscore_support(targets, chosen, average=average)
+        assert figures[f"{letter}p"] == pytest.approx(precision)
+        assert figures[f"{letter}r"] == pytest.approx(recall)
+        assert figures[f"{letter}f1"] == pytest.approx(2 * precision * recall / (precision + recall))
+
+
+@pytest.mark.parametrize("task", ["classify", "tag"])
+def test_the_temperature_that_spoiled_the_logits_is_found(task: Any) -> None:
+    random = np.random.default_rng(1)
+    logits = random.normal(0, 2, (4000, 5)).astype(np.float32)
+    scores = to_scores(task, logits)
+    if task == "classify":
+        targets = (scores.cumsum(1) < random.random((4000, 1))).sum(1).clip(max=4)
+    else:
+        targets = (random.random(scores.shape) < scores).astype(np.float32)
+    temperature = best_temperature(task, logits * 3, targets)
+    assert temperature == pytest.approx(3, rel=0.05)
+    before = expected_calibration_error(task, to_scores(task, logits * 3), targets)
+    after = expected_calibration_error(task, to_scores(task, logits * 3, temperature), targets)
+    assert after < 0.03 < before
+
+
+def test_calibration_and_thresholds_travel_with_the_model(tmp_path: Path) -> None:
+    path = random_checkpoint(tmp_path / "c.pt", task="tag", labels=list("abc"), size=32)
+    content = torch.load(path, weights_only=True)
+    content["facts"] |= {"temperature": 2.5, "thresholds": [0.2, 0.3, 0.4]}
+    torch.save(content, path)
+    exported = run_tresnet("export", "c.pt", "--task", "tag", "--name", "m", cwd=tmp_path)
+    assert exported.returncode == 0, exported.stderr
+    config = (tmp_path / "model_repository" / "m" / "config.pbtxt").read_text()
+    assert all(text in config for text in (r"\"temperature\":2.5", "[0.2,0.3,0.4]"))
+    pixels = torch.randint(0, 256, (2, 32, 32, 3), dtype=torch.uint8)
+    scores, _ = torch.jit.load(str(tmp_path / "model_repository" / "m" / "1" / "model.pt"))(pixels)
+    with torch.no_grad():
+        logits = build_model(load_checkpoint(path))(pixels.permute(0, 3, 1, 2) / 255)
+    assert torch.allclose(scores, (logits / 2.5).sigmoid(), atol=1e-4)
+
+
+@pytest.mark.parametrize(("source", "target"), [("own", "bn"), ("bn", "own"), ("own", "own")])
+def test_initial_weights_keep_what_the_network_computes(tmp_path: Path, source: Any, target: Any) -> None:
+    torch.manual_seed(0)
+    trained = create_model("tresnet_s", 4, source, block_slope=0.2)
+    for module in trained.modules():
+        if hasattr(module, "running_mean"):
+            module.weight.data.uniform_(0.2, 1.0)
+    facts = {"arch": "tresnet_s", "task": "classify", "labels": list("abcd"), "inplace_abn": source != "bn"}
+    path = tmp_path / "c.pt"
+    save_checkpoint(path, ModelFacts(**facts, preprocessing=Preprocessing(image_size=32)), trained.state_dict())
+    fresh = create_model("tresnet_s", 4, target, block_slope=0.2)
+    assert initialise(fresh, load_checkpoint(path), inplace_abn=target != "bn") == []
+    x = torch.rand(2, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.allclose(trained.eval()(x), fresh.eval()(x), atol=1e-4)
+    other = create_model("tresnet_s", 7, target)
+    assert initialise(other, load_checkpoint(path), inplace_abn=target != "bn") == ["head.bias", "head.weight"]

@@ -51,6 +51,13 @@ class FastGlobalPool(nn.Module):
         return x.flatten(2).mean(dim=2)
 
 
+class StockGlobalPool(nn.Module):
+    """The same as PyTorch has it; for comparison."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.adaptive_avg_pool2d(x, 1).flatten(1)
+
+
 class SqueezeExcite(nn.Module):
     """Rescales channels by a gate computed from their means: ``[N, C, H, W] -> [N, C, H, W]``."""
 

@@ -17,21 +17,27 @@ from torch import Tensor, nn
 from tresnet.errors import UserError
 from tresnet.heads import Head, linear_head
 from tresnet.inplace_abn import IDENTITY, Norm, as_batch_norm, norm_class
-from tresnet.layers import BlurPool, FastGlobalPool, SpaceToDepth, SqueezeExcite
+from tresnet.layers import BlurPool, FastGlobalPool, SpaceToDepth, SqueezeExcite, StockGlobalPool
 
 Block = Literal["basic", "bottleneck"]
+Stem = Literal["space_to_depth", "conv7x7", "resnet_d"]
 MakeNorm = Callable[[int, float], nn.Module]
 
 
 @dataclass(frozen=True)
 class Variant:
-    """The few numbers that make one architecture of the family."""
+    """The few numbers that make one architecture of the family, and the paper's refinements, each to be turned off."""
 
     repeats: tuple[int, int, int, int]
     blocks: tuple[Block, Block, Block, Block]
     width: int
     stem_slope: float = 1e-2
     block_slope: float = 1e-3
+    stem: Stem = "space_to_depth"
+    blur: bool = True
+    """Stride 2 by a blur after a convolution of stride 1; without it by the convolution's own stride."""
+    squeeze_excite: bool = True
+    fast_pool: bool = True
 
     @property
     def num_features(self) -> int:
@@ -60,10 +66,22 @@ VARIANTS: dict[str, Variant] = {
 class ConvABN(nn.Sequential):
     """Convolution without bias, then the norm layer with its activation (slope 1 is none)."""
 
-    def __init__(self, inputs: int, outputs: int, kernel: int, norm: MakeNorm, slope: float) -> None:
+    def __init__(self, inputs: int, outputs: int, kernel: int, norm: MakeNorm, slope: float, stride: int = 1) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, bias=False)
+        self.conv = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False)
         self.abn = norm(outputs, slope)
+
+
+def make_stem(kind: Stem, width: int, norm: MakeNorm, slope: float) -> nn.Module:
+    """``[N, 3, H, W]`` (``[N, 48, H/4, W/4]`` after space-to-depth) to ``[N, width, H/4, W/4]``."""
+    if kind == "space_to_depth":
+        return ConvABN(3 * 16, width, 3, norm, slope)
+    pool = nn.MaxPool2d(3, 2, 1)
+    if kind == "conv7x7":  # He et al., CVPR 2016
+        return nn.Sequential(ConvABN(3, width, 7, norm, slope, stride=2), pool)
+    half = width // 2  # ResNet-D: He et al., "Bag of Tricks", CVPR 2019
+    convolutions = [ConvABN(i, o, 3, norm, slope, s) for i, o, s in ((3, half, 2), (half, half, 1), (half, width, 1))]
+    return nn.Sequential(*convolutions, pool)
 
 
 class Shortcut(nn.Sequential):
@@ -80,10 +98,13 @@ class Shortcut(nn.Sequential):
 class BasicBlock(nn.Module):
     """3×3 → (blur) → 3×3 → squeeze-and-excite → + shortcut → ReLU."""
 
-    def __init__(self, inputs: int, planes: int, stride: int, use_se: bool, norm: MakeNorm, slope: float) -> None:
+    def __init__(
+        self, inputs: int, planes: int, stride: int, use_se: bool, blur: bool, norm: MakeNorm, slope: float
+    ) -> None:
         super().__init__()
-        self.conv1 = ConvABN(inputs, planes, 3, norm, slope)
-        self.blur = BlurPool(planes) if stride == 2 else nn.Identity()
+        blurs = blur and stride == 2
+        self.conv1 = ConvABN(inputs, planes, 3, norm, slope, 1 if blurs else stride)
+        self.blur = BlurPool(planes) if blurs else nn.Identity()
         self.conv2 = ConvABN(planes, planes, 3, norm, IDENTITY)
         self.se = SqueezeExcite(planes, max(planes // 4, 64)) if use_se else nn.Identity()
         self.shortcut = Shortcut(inputs, planes, stride, norm) if stride == 2 or inputs != planes else nn.Identity()
@@ -96,12 +117,15 @@ class BasicBlock(nn.Module):
 class Bottleneck(nn.Module):
     """1×1 → 3×3 → (blur) → squeeze-and-excite on the narrow tensor → 1×1 → + shortcut → ReLU."""
 
-    def __init__(self, inputs: int, planes: int, stride: int, use_se: bool, norm: MakeNorm, slope: float) -> None:
+    def __init__(
+        self, inputs: int, planes: int, stride: int, use_se: bool, blur: bool, norm: MakeNorm, slope: float
+    ) -> None:
         super().__init__()
         outputs = planes * EXPANSION["bottleneck"]
+        blurs = blur and stride == 2
         self.conv1 = ConvABN(inputs, planes, 1, norm, slope)
-        self.conv2 = ConvABN(planes, planes, 3, norm, slope)
-        self.blur = BlurPool(planes) if stride == 2 else nn.Identity()
+        self.conv2 = ConvABN(planes, planes, 3, norm, slope, 1 if blurs else stride)
+        self.blur = BlurPool(planes) if blurs else nn.Identity()
         self.se = SqueezeExcite(planes, max(outputs // 8, 64)) if use_se else nn.Identity()
         self.conv3 = ConvABN(planes, outputs, 1, norm, IDENTITY)
         self.shortcut = Shortcut(inputs, outputs, stride, norm) if stride == 2 or inputs != outputs else nn.Identity()
@@ -120,8 +144,8 @@ class TResNet(nn.Module):
     def __init__(self, variant: Variant, head: Head, norm: Norm = "own") -> None:
         super().__init__()
         make_norm: MakeNorm = norm_class(norm)
-        self.space_to_depth = SpaceToDepth()
-        self.stem = ConvABN(3 * 16, variant.width, 3, make_norm, variant.stem_slope)
+        self.space_to_depth = SpaceToDepth() if variant.stem == "space_to_depth" else nn.Identity()
+        self.stem = make_stem(variant.stem, variant.width, make_norm, variant.stem_slope)
         inputs = variant.width
         stages: list[nn.Module] = []
         for stage, (repeats, block) in enumerate(zip(variant.repeats, variant.blocks, strict=True)):
@@ -129,12 +153,14 @@ class TResNet(nn.Module):
             layers: list[nn.Module] = []
             for index in range(repeats):
                 stride = 2 if stage > 0 and index == 0 else 1
-                layers.append(BLOCK_CLASSES[block](inputs, planes, stride, stage < 3, make_norm, variant.block_slope))
+                use_se = variant.squeeze_excite and stage < 3
+                make_block = BLOCK_CLASSES[block]
+                layers.append(make_block(inputs, planes, stride, use_se, variant.blur, make_norm, variant.block_slope))
                 inputs = planes * EXPANSION[block]
             stages.append(nn.Sequential(*layers))
         self.stage1, self.stage2, self.stage3, self.stage4 = stages
         self._initialise()
-        self.pool = FastGlobalPool()
+        self.pool = FastGlobalPool() if variant.fast_pool else StockGlobalPool()
         self.head = head
 
     def forward(self, x: Tensor) -> Tensor:

@@ -1,0 +1,179 @@
+"""Labelled pictures in every form, read through the command line's own reader."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import run_tresnet
+
+from training.augment import Augmentation, mix
+from training.data import _Steps
+from training.distributed import World
+from training.pictures import Pictures, encode_png, open_pictures, without_bad
+from tresnet.errors import UserError
+from tresnet.picture import Preprocessing
+
+PNGS = [encode_png(np.full((24, 30, 3), 20 * number, np.uint8)) for number in range(6)]
+
+
+def write(path: Path, data: bytes) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+    return path
+
+
+def add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
+    member = tarfile.TarInfo(name)
+    member.size = len(data)
+    tar.addfile(member, io.BytesIO(data))
+
+
+def told(pictures: Pictures) -> list[tuple[bytes, list[str]]]:
+    return [
+        (pictures.read(index), [pictures.labels[label] for label in pictures.targets[index]])
+        for index in range(len(pictures))
+    ]
+
+
+def test_folders_with_and_without_splits(tmp_path: Path) -> None:
+    write(tmp_path / "train/cat/a.png", PNGS[0])
+    write(tmp_path / "train/dog/deep/b.JPG", PNGS[1])
+    write(tmp_path / "train/dog/notes.txt", b"not a picture")
+    write(tmp_path / "validation/dog/c.png", PNGS[2])
+    found = open_pictures(str(tmp_path))
+    assert set(found) == {"train", "val"}
+    assert told(found["train"]) == [(PNGS[0], ["cat"]), (PNGS[1], ["dog"])]
+    assert told(open_pictures(str(tmp_path / "train"))["all"]) == told(found["train"])
+    assert told(found["val"].relabelled(["cat", "dog"])) == [(PNGS[2], ["dog"])]
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_tables(tmp_path: Path, kind: str) -> None:
+    rows = [("x/0.png", "b|a", "train"), ("x/1.png", "", "train"), ("x/2.png", "c", "valid")]
+    for number, (name, _, _) in enumerate(rows):
+        write(tmp_path / name, PNGS[number])
+    table = tmp_path / f"pictures.{kind}"
+    if kind == "csv":
+        with table.open("w", newline="") as file:
+            csv.writer(file).writerows([("path", "labels", "split"), *rows])
+    else:
+        import pyarrow as pa
+        from pyarrow import parquet
+
+        columns = dict(zip(("path", "labels", "split"), map(list, zip(*rows, strict=True)), strict=True))
+        parquet.write_table(pa.table(columns), table)
+    found = open_pictures(str(table))
+    assert told(found["train"]) == [(PNGS[0], ["b", "a"]), (PNGS[1], [])]
+    assert told(found["val"]) == [(PNGS[2], ["c"])]
+
+
+def test_coco(tmp_path: Path) -> None:
+    write(tmp_path / "val2017/1.png", PNGS[1])
+    write(tmp_path / "val2017/2.png", PNGS[2])
+    content = {
+        "images": [{"id": 7, "file_name": "1.png"}, {"id": 5, "file_name": "2.png"}],
+        "categories": [{"id": 90, "name": "toothbrush"}, {"id": 1, "name": "person"}],
+        "annotations": [{"image_id": 7, "category_id": category} for category in (90, 90, 1)],
+    }
+    write(tmp_path / "annotations/instances_val2017.json", json.dumps(content).encode())
+    found = open_pictures(str(tmp_path))["val"]
+    assert found.labels == ["person", "toothbrush"]
+    assert told(found) == [(PNGS[1], ["person", "toothbrush"]), (PNGS[2], [])]
+
+
+def test_shards(tmp_path: Path) -> None:
+    for shard in range(2):
+        with tarfile.open(tmp_path / f"train-{shard:04}.tar", "w") as tar:
+            for number in range(3):
+                add(tar, f"{number}.png", PNGS[3 * shard + number])
+                add(tar, f"{number}.cls", str(number).encode())
+    with tarfile.open(tmp_path / "val-0000.tar", "w") as tar:
+        add(tar, "a.json", b'{"labels": [2, 0]}')
+        add(tar, "a.png", PNGS[0])
+    assert told(open_pictures(str(tmp_path))["train"]) == [(PNGS[i], [str(i % 3)]) for i in range(6)]
+    (tmp_path / "labels.txt").write_text("ant\nbee\ncow\n")
+    found = open_pictures(str(tmp_path))
+    assert told(found["train"])[4] == (PNGS[4], ["bee"])
+    assert told(found["val"]) == [(PNGS[0], ["cow", "ant"])]
+
+
+def test_a_data_set_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["no", "yes"])})
+    rows = {"image": [{"bytes": png, "path": None} for png in PNGS[:2]], "label": [1, 0]}
+    part = datasets.Dataset.from_dict(rows, features=features)
+    monkeypatch.setattr(datasets, "load_dataset", lambda name: {"train": part} if name == "own/er" else 1 / 0)
+    assert told(open_pictures("hf://own/er")["train"]) == [(PNGS[0], ["yes"]), (PNGS[1], ["no"])]
+    with pytest.raises(UserError, match="hf://other: could not be fetched"):
+        open_pictures("hf://other")
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("labels.csv", b"file,class\na,b\n"),
+        ("annotations/instances_train.json", b"{}"),
+        ("train-0.tar", b"not a tar"),
+        ("train-images-idx3-ubyte.gz", b"\x1f\x8bbroken"),
+        ("readme.txt", b"nothing here"),
+    ],
+)
+def test_data_that_is_none_is_refused_in_one_sentence(tmp_path: Path, name: str, content: bytes) -> None:
+    write(tmp_path / "data" / name, content)
+    done = run_tresnet("train", "transfer", "--data", "data", cwd=tmp_path)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith("error: data"), done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "runs" / "transfer" / "last.pt").exists()
+
+
+def test_pictures_that_cannot_be_read_are_named_or_skipped(tmp_path: Path) -> None:
+    for number, png in enumerate(PNGS):
+        write(tmp_path / f"cat/{number}.png", png)
+    write(tmp_path / "cat/cut.png", PNGS[0][:60])
+    write(tmp_path / "cat/text.jpg", b"hello")
+    pictures = open_pictures(str(tmp_path))["all"]
+    with pytest.raises(UserError, match=r"2 of 8 pictures cannot be read(.|\n)*cut\.png(.|\n)*text\.jpg"):
+        without_bad(pictures, skip_bad=False)
+    assert told(without_bad(pictures, skip_bad=True)) == [(png, ["cat"]) for png in PNGS]
+
+
+def test_variations_follow_from_their_numbers_alone() -> None:
+    gradient = np.linspace(0, 255, 40 * 60 * 3).reshape(40, 60, 3).astype(np.uint8)
+    vary = Augmentation(Preprocessing(image_size=32), crop_area=(0.3, 1.0), policy="auto", cutout=0.5)
+    pictures = [vary(encode_png(gradient), np.random.default_rng(seed)) for seed in (1, 2, 1)]
+    assert pictures[0].shape == (32, 32, 3)
+    assert pictures[0].dtype == np.uint8
+    assert np.array_equal(pictures[0], pictures[2])
+    assert not np.array_equal(pictures[0], pictures[1])
+
+
+def test_mixed_targets_follow_the_mixed_pixels() -> None:
+    import torch
+
+    x = torch.eye(4).view(4, 4, 1, 1).expand(4, 4, 16, 16)[:, :3]
+    for seed in range(20):
+        random = np.random.default_rng(seed)
+        mixed, targets = mix(x, torch.eye(4), mixup=0.5, cutmix=1.0, random=random)
+        assert torch.allclose(mixed.mean((2, 3)), targets[:, :3], atol=1e-6)
+        assert torch.allclose(targets.sum(1), torch.ones(4))
+
+
+def test_processes_and_interruptions_do_not_change_a_batch() -> None:
+    import torch
+
+    cpu = torch.device("cpu")
+    whole = list(_Steps(50, 8, 3, 0, 7, World(cpu)))
+    assert len(whole) == 18
+    assert list(_Steps(50, 8, 3, 11, 7, World(cpu))) == whole[11:]
+    halves = [list(_Steps(50, 8, 3, 0, 7, World(cpu, rank, 2))) for rank in (0, 1)]
+    assert [sorted(a + b) for a, b in zip(*halves, strict=True)] == [sorted(batch) for batch in whole]
+    assert len({index for batch in whole[:6] for _, index in batch}) == 48
+    assert whole[:6] != whole[6:12]
