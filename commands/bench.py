@@ -61,10 +61,14 @@ def ablation(
         content = {"setting": setting, "torch": torch.__version__, "memory_gib": memory_gib, "rows": as_plain(rows)}
         if write is not None:
             write.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    table = Table(
-        "network", "parameters, M", "multiply-adds, G", "saved MiB/picture", f"largest batch in {memory_gib:g} GiB",
-        "training, pictures/s", "inference, pictures/s", title=setting,
-    )  # fmt: skip
+    table = Table(title=setting)
+    table.caption = (
+        "params in millions; GMACs a picture; MiB kept a picture for the backward pass; the batch that then fits into "
+        f"{memory_gib:g} GiB with weights and optimizer; pictures a second in training and in inference"
+    )
+    table.add_column("network", no_wrap=True)
+    for title in ("params", "GMACs", "MiB", "batch", "train", "infer"):
+        table.add_column(title, justify="right")
     for row in rows:
         figures = (row.saved_mib, row.largest_batch, row.train_images_per_s, row.infer_images_per_s)
         size = (f"{row.parameters / 1e6:.1f}", f"{row.multiply_adds / 1e9:.2f}")
