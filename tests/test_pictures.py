@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from conftest import run_tresnet
 
 from training.augment import Augmentation, mix
@@ -139,10 +140,10 @@ def test_pictures_that_cannot_be_read_are_named_or_skipped(tmp_path: Path) -> No
         write(tmp_path / f"cat/{number}.png", png)
     write(tmp_path / "cat/cut.png", PNGS[0][:60])
     write(tmp_path / "cat/text.jpg", b"hello")
-    pictures = open_pictures(str(tmp_path))["all"]
+    pictures, alone = open_pictures(str(tmp_path))["all"], World(torch.device("cpu"))
     with pytest.raises(UserError, match=r"2 of 8 pictures cannot be read(.|\n)*cut\.png(.|\n)*text\.jpg"):
-        without_bad(pictures, skip_bad=False)
-    assert told(without_bad(pictures, skip_bad=True)) == [(png, ["cat"]) for png in PNGS]
+        without_bad(pictures, skip_bad=False, world=alone)
+    assert told(without_bad(pictures, skip_bad=True, world=alone)) == [(png, ["cat"]) for png in PNGS]
 
 
 def test_variations_follow_from_their_numbers_alone() -> None:
@@ -156,8 +157,6 @@ def test_variations_follow_from_their_numbers_alone() -> None:
 
 
 def test_mixed_targets_follow_the_mixed_pixels() -> None:
-    import torch
-
     x = torch.eye(4).view(4, 4, 1, 1).expand(4, 4, 16, 16)[:, :3]
     for seed in range(20):
         random = np.random.default_rng(seed)
@@ -167,8 +166,6 @@ def test_mixed_targets_follow_the_mixed_pixels() -> None:
 
 
 def test_processes_and_interruptions_do_not_change_a_batch() -> None:
-    import torch
-
     cpu = torch.device("cpu")
     whole = list(_Steps(50, 8, 3, 0, 7, World(cpu)))
     assert len(whole) == 18

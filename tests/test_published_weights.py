@@ -50,7 +50,8 @@ def assert_equal_scores(program: torch.jit.ScriptModule, expected: Tensor, x: Te
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 @pytest.mark.parametrize("form", ["authors", "timm"])
-def test_scores_equal_the_published_network(arch: str, form: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("size", [96, *(pytest.param(size, marks=pytest.mark.slow) for size in (224, 448))])
+def test_scores_equal_the_published_network(arch: str, form: str, size: int, tmp_path: Path) -> None:
     network = timm_network(arch, 37)
     if form == "authors":
         file = tmp_path / "w.pth"
@@ -58,8 +59,8 @@ def test_scores_equal_the_published_network(arch: str, form: str, tmp_path: Path
     else:
         file = tmp_path / "w.safetensors"
         safetensors.torch.save_file(network.state_dict(), file)
-    program, config, labels = export(file, "classify", "--image-size", 96)
-    x = pictures(96)
+    program, config, labels = export(file, "classify", "--image-size", size)
+    x = pictures(size)
     with torch.no_grad():
         assert_equal_scores(program, network(planar(x)).softmax(1), x)
     assert json.loads(config.parameters["version.1"].string_value)["architecture"] == arch

@@ -152,3 +152,15 @@ def test_two_processes_train_one_model(whole: Path) -> None:
     alone = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
     assert [line.get("step") for line in lines] == [line.get("step") for line in alone]
     assert lines[-1]["val_top1"] >= 0
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_trains(whole: Path, precision: str) -> None:
+    arguments = ("train", "transfer", "--data", "digits", "--out", precision, *OPTIONS, "--precision", precision)
+    done = run_tresnet(*arguments, cwd=whole.parent)
+    assert done.returncode == 0, done.stderr
+    lines = [json.loads(line) for line in (whole.parent / precision / "metrics.jsonl").read_text().splitlines()]
+    alone = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
+    losses = [[line["loss"] for line in run if "loss" in line] for run in (lines, alone)]
+    assert losses[0] != losses[1]
+    assert losses[0] == pytest.approx(losses[1], rel=0.05)

@@ -85,11 +85,17 @@ class DataSet:
 
 
 def load_data(
-    recipe: Recipe, how: Preprocessing, seed: int, where: str | None, *, check: bool = False, skip_bad: bool = False
+    recipe: Recipe,
+    how: Preprocessing,
+    seed: int,
+    where: str | None,
+    *,
+    checked_by: World | None = None,
+    skip_bad: bool = False,
 ) -> DataSet:
     """The data of ``recipe``; ``where`` as in :mod:`training.pictures`. What is not split yet, ``seed`` splits.
 
-    With ``check`` every picture is decoded once.
+    With ``checked_by`` every picture is decoded once, by all processes together.
 
     Raises:
         UserError: if the data is not there, does not fit the recipe, or pictures in it cannot be read.
@@ -110,8 +116,8 @@ def load_data(
     splits = open_pictures(where)
     if recipe.name == "fashion":
         splits = {name: part.relabelled(FASHION_LABELS) for name, part in splits.items()}
-    if check:
-        splits = {name: without_bad(part, skip_bad=skip_bad) for name, part in splits.items()}
+    if checked_by is not None:
+        splits = {name: without_bad(part, skip_bad=skip_bad, world=checked_by) for name, part in splits.items()}
     train, val, test = _three_splits(where, splits, recipe, seed)
     return DataSet(train.labels, Augmented(train, recipe.augmentation(how)), val, test)
 

@@ -59,11 +59,9 @@ def predict(
     return np.concatenate([parts[index % world.size][index // world.size] for index in range(batches)])
 
 
-def to_input(pictures: torch.Tensor) -> torch.Tensor:
+def to_input(pictures: torch.Tensor, memory_format: torch.memory_format = torch.contiguous_format) -> torch.Tensor:
     """``uint8 [N, S, S, 3]`` pictures to ``float32 [N, 3, S, S]`` in 0..1."""
-    x = pictures.permute(0, 3, 1, 2)
-    memory = torch.channels_last if x.is_cuda else torch.contiguous_format
-    return x.contiguous(memory_format=memory).float() / 255
+    return pictures.permute(0, 3, 1, 2).contiguous(memory_format=memory_format).float() / 255
 
 
 def calibrate(facts: ModelFacts, logits: Logits, targets: npt.NDArray[Any]) -> ModelFacts:

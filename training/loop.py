@@ -84,8 +84,8 @@ def _train(run: Run, world: World) -> Evaluation:
     run.out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(run.seed)
     how = recipe.preprocessing()
-    checks = world.is_first and resumed is None  # pictures that were good stay so
-    data = load_data(recipe, how, run.seed, run.data, check=checks or run.skip_bad, skip_bad=run.skip_bad)
+    checks = resumed is None or run.skip_bad  # pictures that were good stay so; those left out must be known again
+    data = load_data(recipe, how, run.seed, run.data, checked_by=world if checks else None, skip_bad=run.skip_bad)
     trainer = _Trainer(run, data, world)
     if resumed is not None:
         trainer.resume(resumed)
@@ -136,6 +136,9 @@ class _Trainer:
             recipe=recipe.name,
             seed=run.seed,
         )
+        # What tensor cores want; the package's kernels read planes.
+        use_planes = world.device.type == "cpu" or norm == "package"
+        self.memory_format = torch.contiguous_format if use_planes else torch.channels_last
         self.model = self._create_model(norm)
         self.parallel: nn.Module = self.model
         if world.size > 1:
@@ -161,8 +164,7 @@ class _Trainer:
         if init is not None:
             fresh = initialise(model, init, inplace_abn=facts.inplace_abn)
             logger.info("initialised from %s; fresh: %s", self.run.init, ", ".join(fresh) or "nothing")
-        memory = torch.channels_last if self.world.device.type == "cuda" else torch.contiguous_format
-        return model.to(self.world.device, memory_format=memory)  # type: ignore[call-overload,no-any-return]
+        return model.to(self.world.device, memory_format=self.memory_format)  # type: ignore[call-overload,no-any-return]
 
     def train_step(self, pictures: Tensor, targets: Tensor) -> dict[str, float]:
         """One step of the optimizer on this process's share of a batch; the figures are for the log.
@@ -173,7 +175,7 @@ class _Trainer:
         started, recipe, device = time.perf_counter(), self.recipe, self.world.device
         self.model.train()
         self.optimizer.zero_grad(set_to_none=True)
-        x = to_input(pictures.to(device, non_blocking=True))  # [B, 3, S, S] in 0..1
+        x = to_input(pictures.to(device, non_blocking=True), self.memory_format)  # [B, 3, S, S] in 0..1
         y = targets.to(device, non_blocking=True)
         if recipe.task == "classify":
             y = smoothed_one_hot(y, len(self.data.labels), recipe.label_smoothing)  # [B, C]

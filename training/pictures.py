@@ -30,6 +30,7 @@ import numpy.typing as npt
 from PIL import Image
 from rich.progress import track
 
+from training.distributed import World
 from tresnet.errors import UserError
 from tresnet.picture import PictureError, Preprocessing, prepare
 
@@ -115,8 +116,8 @@ def open_pictures(where: str) -> dict[str, Pictures]:
     return found
 
 
-def without_bad(pictures: Pictures, *, skip_bad: bool) -> Pictures:
-    """``pictures``, each of them decoded once to see that it can be.
+def without_bad(pictures: Pictures, *, skip_bad: bool, world: World) -> Pictures:
+    """``pictures``, each of them decoded once to see that it can be; the run's processes share the work.
 
     Raises:
         UserError: if some cannot and ``skip_bad`` is false; the message names them.
@@ -131,8 +132,12 @@ def without_bad(pictures: Pictures, *, skip_bad: bool) -> Pictures:
         return None
 
     with ThreadPoolExecutor() as pool:
-        checks = track(pool.map(fault, range(len(pictures))), "looking at every picture", len(pictures), transient=True)
-        faults = {index: reason for index, reason in enumerate(checks) if reason}
+        own = range(world.rank, len(pictures), world.size)
+        told = track(
+            pool.map(fault, own), "looking at every picture", len(own), transient=True, disable=not world.is_first
+        )
+        mine = {index: reason for index, reason in zip(own, told, strict=True) if reason}
+    faults = dict(sorted(item for part in world.gather(mine) for item in part.items()))
     if not faults:
         return pictures
     named = "\n".join(f"  {pictures.names[index]}: {reason}" for index, reason in list(faults.items())[:20])
