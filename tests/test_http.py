@@ -30,7 +30,7 @@ def eager_scores(checkpoint: Path, files: list[bytes], task: str) -> np.ndarray:
     loaded = load_checkpoint(checkpoint)
     x = np.stack([prepare(file, loaded.facts.preprocessing).pixels for file in files])
     with torch.inference_mode():
-        logits = build_model(loaded)(torch.from_numpy(x).permute(0, 3, 1, 2).float() / 255)
+        logits = build_model(loaded)(torch.from_numpy(x).permute(0, 3, 1, 2).float() / 255) / loaded.facts.temperature
     return (logits.softmax(1) if task == "classify" else logits.sigmoid()).numpy()
 
 
