@@ -1,7 +1,7 @@
 """From a picture's bytes to the pixels a network sees. One function, used by training and the gateway alike.
 
-Enters: the bytes of a picture in any of :data:`FORMATS`. Leaves: ``uint8 [S, S, 3]`` RGB, resized and cropped
-as :class:`Preprocessing` says. Nothing numeric (scaling, mean, std) happens here: that is inside the program.
+Enters: the bytes of a picture in any format of :mod:`tresnet.containers`. Leaves: ``uint8 [S, S, 3]`` RGB, resized and
+cropped as :class:`Preprocessing` says. Nothing numeric (scaling, mean, std) happens here: that is inside the program.
 
 Cropping and resizing are one pass over the source, large JPEGs are decoded at a reduced DCT scale, and EXIF
 orientation is applied to the small result; ``tests/test_picture.py`` bounds the distance to the plain way
@@ -12,15 +12,33 @@ from __future__ import annotations
 
 import io
 import math
+import resource
+import warnings
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-from PIL import ExifTags, Image
+
+# The decoders that there are; importing a plugin registers it with Pillow, and no other is asked.
+from PIL import (
+    AvifImagePlugin,
+    BmpImagePlugin,
+    ExifTags,
+    GifImagePlugin,
+    Image,
+    ImageFile,
+    JpegImagePlugin,
+    PngImagePlugin,
+    TiffImagePlugin,
+    WebPImagePlugin,
+)
 from pydantic import BaseModel, ConfigDict, Field
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
+from tresnet.containers import read_container
+from tresnet.picture_file import ContainerError, PictureFile
+
 DEFAULT_MAX_PIXELS = 64_000_000
 _REDUCING_GAP = 2.0
 """Cheap reductions (DCT scaling, box filter) stop at twice the wanted size, so the last filter decides the look."""
@@ -36,11 +54,30 @@ _TRANSPOSES = {
 }
 _INTERPOLATIONS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
+DECODING_BYTES_PER_PIXEL = 24
+"""What decoding one picture takes at most, for each of ``max_pixels``; the most that was seen is 16.5 (WebP)."""
+_DECODING_BYTES = 128 * 2**20
+"""What it may take beside that: the file, a decoder's tables and windows, allocators' waste."""
+
+_FILTER_SUPPORT = {"bilinear": 1.0, "bicubic": 2.0}
+"""Half the filter's width, in pixels of the coarser of source and result."""
+_TILE = 1024
+"""Side of the pieces in which odd kinds of pixels become RGB, so that no second whole picture is held."""
+_SMALL_TILE_PIXELS = 2**22
+"""What a decoder may always allocate, even where the operator's bound is smaller: tiles may exceed their picture."""
+
+_PLUGINS = {
+    "JPEG": JpegImagePlugin, "PNG": PngImagePlugin, "WEBP": WebPImagePlugin, "GIF": GifImagePlugin,
+    "BMP": BmpImagePlugin, "TIFF": TiffImagePlugin, "AVIF": AvifImagePlugin,
+}  # fmt: skip
+if missing := [name for name in _PLUGINS if name not in Image.OPEN]:
+    raise ImportError(f"this build of Pillow cannot read {', '.join(missing)}")
 # Our own bound on pixels is checked before anything is decoded; Pillow's would only add a warning.
 Image.MAX_IMAGE_PIXELS = None
-Image.init()  # load the decoders once, here, rather than in whichever thread is first
-if missing := [name for name in FORMATS if name not in Image.OPEN]:
-    raise ImportError(f"this build of Pillow cannot read {', '.join(missing)}")
+ImageFile.LOAD_TRUNCATED_IMAGES = False  # half a picture is none
+AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # pictures are decoded side by side already
+# Pillow warns about odd files; whoever sent one is answered, and the log is for the operator.
+warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 class PictureError(ValueError):
@@ -99,11 +136,12 @@ def prepare(data: bytes, how: Preprocessing, *, max_pixels: int = DEFAULT_MAX_PI
         UndecodablePictureError: for bytes that are not a whole picture of an accepted kind.
         TooManyPixelsError: for a picture of more than ``max_pixels``, before it is decoded.
     """
-    image = _open(data, max_pixels)
+    image, orientation = _open(data, max_pixels)
+    width, height = image.size
     try:
-        orientation = _orientation(image)
-        width, height = image.size
         small = _resize(image, how, orientation)
+    except UndecodablePictureError:
+        raise
     except Exception as error:
         # Whatever a decoder raises on hostile bytes (there are over a dozen kinds), the picture is at fault.
         reason = str(error) or type(error).__name__
@@ -115,33 +153,52 @@ def prepare(data: bytes, how: Preprocessing, *, max_pixels: int = DEFAULT_MAX_PI
     return PreparedPicture(np.asarray(small), width, height)
 
 
-def _open(data: bytes, max_pixels: int) -> Image.Image:
+def limit_memory(max_pixels: int) -> None:
+    """Let this process grow by what a picture of ``max_pixels`` can need, and no further.
+
+    For a process that does nothing but :func:`prepare`: a file whose coded frames are larger than it says (AVIF can
+    hide them) then raises ``UndecodablePictureError`` rather than filling the machine.
+    """
+    status = Path("/proc/self/status").read_text()
+    held_kib = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmData:"))
+    limit = held_kib * 1024 + DECODING_BYTES_PER_PIXEL * max_pixels + _DECODING_BYTES
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+
+
+def _open(data: bytes, max_pixels: int) -> tuple[Image.Image, int]:
+    """The picture, not yet decoded, and its EXIF orientation."""
     try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        file = read_container(data)
+        if file.allocated_pixels > max(max_pixels, _SMALL_TILE_PIXELS):
+            raise TooManyPixelsError(
+                f"the picture makes room for {file.allocated_pixels:,} pixels; at most {max_pixels:,} are accepted"
+            )
+        image = Image.open(io.BytesIO(file.data), formats=[file.format])
+    except PictureError:
+        raise
+    except ContainerError as error:
+        raise UndecodablePictureError(str(error)) from error
     except Exception as error:
-        raise UndecodablePictureError(
-            "the bytes are not a picture that can be read; send a whole JPEG, PNG, WebP, GIF, BMP, TIFF or AVIF file"
-        ) from error
+        raise UndecodablePictureError("the picture is damaged or cut short: its header cannot be read") from error
     width, height = image.size
     if width * height > max_pixels:
         raise TooManyPixelsError(f"the picture has {width}x{height} pixels; at most {max_pixels:,} are accepted")
     if width < 1 or height < 1:
         raise UndecodablePictureError(f"the picture is empty: {width}x{height} pixels")
-    return image
+    if image.mode in ("I", "F"):
+        raise UndecodablePictureError("the picture has samples of 32 bits or signed ones, which have no agreed range")
+    return image, _orientation(image, file)
 
 
-def _orientation(image: Image.Image) -> int:
-    """The EXIF orientation, 1 (upright) if there is none or the EXIF block is damaged."""
-    if image.format not in ("JPEG", "MPO", "TIFF", "WEBP", "PNG", "AVIF"):
-        return 1
-    try:
-        value = image.getexif().get(ExifTags.Base.Orientation, 1)
-    except Exception:  # a damaged EXIF block: the pixels may still be whole
-        return 1
+def _orientation(image: Image.Image, file: PictureFile) -> int:
+    """1..8; AVIF's is in its own boxes, which Pillow gives as EXIF."""
+    if file.format != "AVIF":
+        return file.orientation
+    value = image.getexif().get(ExifTags.Base.Orientation, 1)
     return value if value in _TRANSPOSES else 1
 
 
-def _stored_box(width: int, height: int, how: Preprocessing, orientation: int) -> tuple[float, float, float, float]:
+def _stored_box(width: int, height: int, how: Preprocessing, orientation: int) -> Box:
     """The source box of the upright picture, in the coordinates of the ``width x height`` that the file stores."""
     if orientation >= 5:
         top, left, bottom, right = how.source_box(height, width)
@@ -168,21 +225,50 @@ def _resize(image: Image.Image, how: Preprocessing, orientation: int) -> Image.I
     x, y = image.width / full_width, image.height / full_height
     box = (max(0.0, left * x), max(0.0, top * y), min(right * x, image.width), min(bottom * y, image.height))
 
-    plain = _without_alpha_or_palette(image)
-    resized = plain.resize((size, size), _INTERPOLATIONS[how.interpolation], box=box, reducing_gap=_REDUCING_GAP)
-    return resized.convert("RGB")
+    filter_ = _INTERPOLATIONS[how.interpolation]
+    image.load()
+    if image.mode in ("RGB", "L") and "transparency" not in image.info:
+        return image.resize((size, size), filter_, box=box, reducing_gap=_REDUCING_GAP).convert("RGB")
+    reduced, box = _reduced_rgb(image, size, box, _FILTER_SUPPORT[how.interpolation])
+    return reduced.resize((size, size), filter_, box=box)
 
 
-def _without_alpha_or_palette(image: Image.Image) -> Image.Image:
-    """A picture that can be resized channel by channel; what is transparent shows white."""
-    if image.mode in ("RGB", "L", "CMYK", "YCbCr") and "transparency" not in image.info:
-        return image
-    if image.mode.startswith("I;16") or image.mode in ("I", "F"):
-        image.load()
-        values = np.asarray(image).astype(np.float32)
-        if image.mode != "F":  # 16 bits a sample, as PNG and TIFF have them
-            values = values / 257.0
-        return Image.fromarray(np.clip(np.nan_to_num(values), 0, 255).round().astype(np.uint8))
+Box = tuple[float, float, float, float]
+
+
+def _reduced_rgb(image: Image.Image, size: int, box: Box, filter_support: float) -> tuple[Image.Image, Box]:
+    """What ``resize`` with a reducing gap does first, from any kind of pixels, and the box within the result.
+
+    Piece by piece: made opaque RGB, then reduced by whole factors.
+    """
+    scales = ((box[2] - box[0]) / size, (box[3] - box[1]) / size)
+    factor_x, factor_y = (max(1, int(scale / _REDUCING_GAP)) for scale in scales)
+    margin_x, margin_y = ((filter_support - 0.5) * scale if scale > 1 else filter_support for scale in scales)
+    left, top = max(0, int(box[0] - margin_x)), max(0, int(box[1] - margin_y))
+    right, bottom = min(image.width, math.ceil(box[2] + margin_x)), min(image.height, math.ceil(box[3] + margin_y))
+    reduced = Image.new("RGB", (math.ceil((right - left) / factor_x), math.ceil((bottom - top) / factor_y)))
+    step_x, step_y = (max(factor, _TILE // factor * factor) for factor in (factor_x, factor_y))
+    for y in range(top, bottom, step_y):
+        for x in range(left, right, step_x):
+            piece = image.crop((x, y, min(x + step_x, right), min(y + step_y, bottom)))
+            piece = _opaque_rgb(piece).reduce((factor_x, factor_y))
+            reduced.paste(piece, ((x - left) // factor_x, (y - top) // factor_y))
+    return reduced, (
+        (box[0] - left) / factor_x, (box[1] - top) / factor_y,
+        (box[2] - left) / factor_x, (box[3] - top) / factor_y,
+    )  # fmt: skip
+
+
+def _opaque_rgb(image: Image.Image) -> Image.Image:
+    """RGB; what is transparent shows white. Colour profiles are not applied: networks are trained without."""
+    key = image.info.get("transparency")
+    if image.mode.startswith("I;16"):
+        values = np.asarray(image).astype(np.uint32)
+        if key is not None:
+            values[values == key] = 65535
+        return Image.fromarray(((values + 128) // 257).astype(np.uint8)).convert("RGB")
+    if key is None and image.mode not in ("LA", "PA", "La", "RGBA", "RGBa"):
+        return image.convert("RGB")
     rgba = image.convert("RGBA")
     white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
     return Image.alpha_composite(white, rgba).convert("RGB")
