@@ -89,7 +89,7 @@ def create_app(settings: Settings) -> FastAPI:
     state = State()
     metrics = Metrics(settings.max_metric_labels)
     decoder = Decoder(settings)
-    triton = TritonClient((settings.triton_url or "grpc://127.0.0.1:8001").removeprefix("grpc://"))
+    triton = TritonClient(settings.triton_url or "grpc://127.0.0.1:8001")
     catalogue = Catalogue(triton, decoder, settings, metrics)
     gateway = Gateway(
         settings, metrics, catalogue, decoder, Admission(settings.max_queue_images, settings.overload_status)

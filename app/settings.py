@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 from typing import Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from app.triton_url import channel_target
 from tresnet.errors import UserError
 
 _PREFIX = "TRESNET_"
@@ -22,7 +23,9 @@ class Settings(BaseSettings):
     port: int = Field(8080, ge=0, le=65535, description="Port to listen on.")
     workers: int = Field(1, ge=1, le=256, description="Gateway processes; limits on the queue are each process's own.")
     triton_url: str | None = Field(
-        None, description="grpc://HOST:PORT of a Triton server; none starts the bundled one."
+        None,
+        description="Triton: grpc://HOST:PORT, all of whose addresses take turns, or grpc://IP:PORT,IP:PORT; "
+        "none starts the bundled one.",
     )
     repository: str = Field("model_repository", description="Model repository of the bundled Triton.")
     triton_home: str | None = Field(
@@ -51,6 +54,13 @@ class Settings(BaseSettings):
         100, ge=0, description="Labels with a counter of their own; the rest count as other."
     )
 
+    @field_validator("triton_url")
+    @classmethod
+    def _names_servers(cls, url: str | None) -> str | None:
+        if url is not None:
+            channel_target(url)
+        return url
+
     @property
     def decode_threads_per_worker(self) -> int:
         """As asked for, else every core decodes once, and one thread more hides the waits."""
@@ -74,3 +84,19 @@ def load_settings(**overrides: object) -> Settings:
         fault = error.errors()[0]
         name = f"{_PREFIX}{str(fault['loc'][0]).upper()}"
         raise UserError(f"setting {name}: {fault['msg']}, got {fault['input']!r}") from error
+
+
+def settings_table() -> str:
+    """``docs/settings.md``: every setting with its default and meaning."""
+    rows = [
+        f"| `{_PREFIX}{name.upper()}` | {'' if field.default is None else f'`{field.default}`'} | {field.description} |"
+        for name, field in Settings.model_fields.items()
+    ]
+    return (
+        "# Settings of the gateway\n\n"
+        "Each is an environment variable; the options of `tresnet serve` come before them. "
+        "An unknown `TRESNET_` variable or a bad value stops the start.\n\n"
+        "| variable | default | meaning |\n|---|---|---|\n"
+        + "\n".join(rows)
+        + "\n\nMade from `app/settings.py` by `make render`.\n"
+    )

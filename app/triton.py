@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,16 +15,38 @@ from tritonclient.grpc import aio
 from tritonclient.utils import InferenceServerException
 
 from app.errors import DeadlineError, ServiceError, TritonAnswerError, UnavailableError
+from app.triton_url import channel_target
 from tresnet.contract import EMBEDDING, INPUT, SCORES, ContractError, ModelContract, read_contract
 
+# Calls go to all servers in turn. All of them may be repeated, so one that meets a dying server is tried again at
+# another within its deadline; no more than one call in ten, so that retries never add to an overload.
+_SERVICE_CONFIG = {
+    "loadBalancingConfig": [{"round_robin": {}}],
+    "retryThrottling": {"maxTokens": 100, "tokenRatio": 0.1},
+    "methodConfig": [
+        {
+            "name": [{}],
+            "retryPolicy": {
+                "maxAttempts": 3,
+                "initialBackoff": "0.02s",
+                "maxBackoff": "0.2s",
+                "backoffMultiplier": 3,
+                "retryableStatusCodes": ["UNAVAILABLE"],
+            },
+        }
+    ],
+}
 _CHANNEL = [
     ("grpc.max_send_message_length", -1),
     ("grpc.max_receive_message_length", -1),
     # A Triton that comes back is found again at once, not after gRPC's default two minutes.
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 5000),  # the time that a connection has to come about, on a busy machine too
     ("grpc.max_reconnect_backoff_ms", 1000),
-    ("grpc.lb_policy_name", "round_robin"),
+    # A name is looked up again when a server goes, so that the one in its place is found.
+    ("grpc.dns_min_time_between_resolutions_ms", 1000),
+    ("grpc.service_config", json.dumps(_SERVICE_CONFIG)),
+    ("grpc.per_rpc_retry_buffer_size", 64 * 2**20),  # a call that is larger than this is not tried again
 ]
 _CONTROL_TIMEOUT_S = 5.0
 _LABELS_TIMEOUT_S = 60.0
@@ -40,8 +63,8 @@ class Prediction:
 class TritonClient:
     """Calls that raise only this service's errors."""
 
-    def __init__(self, address: str) -> None:
-        self.address = address
+    def __init__(self, url: str) -> None:
+        self.address = channel_target(url)
         self._client: aio.InferenceServerClient | None = None
 
     async def start(self) -> None:

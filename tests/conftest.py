@@ -107,6 +107,11 @@ def _command(pid: int) -> str:
         return ""
 
 
+def processes() -> list[tuple[int, str]]:
+    """Every process on this machine and its command line."""
+    return [(pid, _command(pid)) for pid in _processes()]
+
+
 def is_running(pid: int) -> bool:
     """Whether the process is there and not merely waiting to be collected."""
     try:
