@@ -39,7 +39,7 @@ $(VENV)/.installed: pyproject.toml
 setup-dev: $(VENV)/.installed-dev
 
 $(VENV)/.installed-dev: $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet --editable '.[train,dev]'
+	$(BIN)/python -m pip install --quiet --editable '.[train,tracing,dev]'
 	touch $@
 
 inplace-abn: $(VENV)/.installed-iabn  ## the package's fused InPlace-ABN kernels; needs a C++ compiler
@@ -50,7 +50,12 @@ $(VENV)/.installed-iabn: $(VENV)/.installed
 	PATH="$$PWD/$(BIN):$$PATH" $(BIN)/python -m pip install --quiet --no-build-isolation --no-cache-dir inplace-abn==1.1.0
 	touch $@
 
-test: setup-dev inplace-abn  ## the whole test suite, with a real Triton
+# Judges /metrics. Debian's package is unpacked, not installed: it would start a server.
+$(BIN)/promtool: $(VENV)/.installed
+	folder=$$(mktemp -d) && cd $$folder && { apt-get download -qq prometheus || { apt-get update -qq && apt-get download -qq prometheus; }; } \
+		&& dpkg -x prometheus_*.deb . && cp usr/bin/promtool $(CURDIR)/$@; rm -rf $$folder; test -x $(CURDIR)/$@ || command -v promtool
+
+test: setup-dev inplace-abn $(BIN)/promtool  ## the whole test suite, with a real Triton
 	$(BIN)/python -m pytest
 
 check: setup-dev  ## lint, format, types, imports

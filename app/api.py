@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import re
 import signal
 import threading
-import time
-import uuid
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -18,26 +16,31 @@ import orjson
 from fastapi import FastAPI
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.routing import Route
 
 import tresnet
+from app.access import KeyGate
 from app.admission import Admission
 from app.body import read_body
 from app.catalogue import Catalogue
-from app.errors import OverloadError, RequestError, ServiceError, UnavailableError, bad_parameter, problem
+from app.errors import RequestError, UnavailableError, bad_parameter
+from app.fetch import Fetcher, PublicNetwork
+from app.frame import RequestFrame, problem_response
+from app.keys import KeyRing
 from app.metrics import Metrics
 from app.openapi import PROBLEMS, answer_schema, request_body
 from app.parameters import ClassifyParameters, Parameters, TagParameters, read_parameters
-from app.pipeline import Answer, Decoder, Gateway, StageTimes, answer
+from app.pipeline import Answer, Decoder, Gateway, answer
+from app.record import RequestRecord
 from app.settings import Settings
+from app.tracing import create_tracing
 from app.triton import TritonClient
 from tresnet.contract import Task
 
 logger = logging.getLogger(__name__)
-
-_REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
 
 class State:
@@ -84,26 +87,36 @@ class State:
                 signal.signal(sig, handler)
 
 
-def create_app(settings: Settings) -> FastAPI:
-    """The gateway as an ASGI application; Triton is reached when it starts."""
+def create_app(settings: Settings, *, network: PublicNetwork | None = None) -> FastAPI:
+    """The gateway as an ASGI application; Triton is reached when it starts.
+
+    ``network`` is a seam for tests, whose pictures lie on machines that are not public.
+    """
     state = State()
     metrics = Metrics(settings.max_metric_labels)
     decoder = Decoder(settings)
     triton = TritonClient(settings.triton_url or "grpc://127.0.0.1:8001")
-    catalogue = Catalogue(triton, decoder, settings, metrics)
-    gateway = Gateway(
-        settings, metrics, catalogue, decoder, Admission(settings.max_queue_images, settings.overload_status)
-    )
+    tracing = create_tracing(settings)
+    catalogue = Catalogue(triton, decoder, settings, metrics, tracing)
+    admission = Admission(settings.max_queue_images, settings.overload_status)
+    keys = KeyRing(Path(settings.api_keys_file) if settings.api_keys_file else None, metrics)
+    gateway = Gateway(settings, metrics, catalogue, decoder, admission, keys, tracing)
+    fetcher = Fetcher(settings, metrics, tracing, network or PublicNetwork())
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        await keys.start()
+        await fetcher.start()
         await triton.start()
         await catalogue.start()
         with state.drains_on_signals(settings.drain_delay_s):
             yield
         await catalogue.close()
         await triton.close()
+        await fetcher.close()
+        await keys.close()
         decoder.close()
+        await asyncio.to_thread(tracing.close)
 
     app = FastAPI(
         title="TResNet Serving",
@@ -111,32 +124,53 @@ def create_app(settings: Settings) -> FastAPI:
         description="Pictures in, labels out: TResNet models on NVIDIA Triton.",
         lifespan=lifespan,
     )
-    app.add_middleware(RequestFrame, metrics=metrics)
     app.add_exception_handler(HTTPException, _http_exception)
-    _add_answer_routes(app, gateway, state)
+    _add_answer_routes(app, gateway, state, fetcher)
     _add_state_routes(app, gateway, state)
+    _add_layers(app, gateway)
     return app
 
 
-def _add_answer_routes(app: FastAPI, gateway: Gateway, state: State) -> None:
+def _add_layers(app: FastAPI, gateway: Gateway) -> None:
+    """From the innermost to the outermost."""
+    if gateway.settings.api_keys_file:
+        app.add_middleware(KeyGate, keys=gateway.keys)
+    routes = frozenset(route.path for route in app.routes if isinstance(route, Route))
+    app.add_middleware(RequestFrame, metrics=gateway.metrics, tracing=gateway.tracing, routes=routes)
+    if gateway.settings.cors_origins:
+        # Outside of the frame, so that a page may read errors, too. A preflight brings no key and needs none.
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=gateway.settings.cors_origins,
+            allow_methods=("GET", "POST"),
+            allow_headers=("Authorization", "Content-Type", "X-API-Key", "X-Request-ID", "X-Request-Timeout-Ms"),
+            expose_headers=("Retry-After", "Server-Timing", "X-Request-ID"),
+        )
+
+
+def _add_answer_routes(app: FastAPI, gateway: Gateway, state: State, fetcher: Fetcher) -> None:
     async def handle(request: Request, task: Task, kind: type[Parameters]) -> Response:
         if state.draining:
             raise UnavailableError("draining", "this server is shutting down; try again")
-        times = StageTimes()
+        record: RequestRecord = request.state.record
+        gateway.keys.take(record.key, 0)  # before the body costs anything
         deadline = asyncio.get_running_loop().time() + _timeout_s(request, gateway.settings)
         body = await read_body(request, gateway.settings)
+        record.images = len(body.images)
+        gateway.keys.take(record.key, record.images)
         parameters = read_parameters(kind, request.query_params, body.parameters)
+        if body.urls:
+            body = await fetcher.fill(body, deadline, record)
         found = await answer(
             gateway,
             task,
             body,
             parameters,
             deadline=deadline,
-            times=times,
-            traceparent=request.headers.get("traceparent"),
+            record=record,
         )
-        document: Any = _as_hf(found) if parameters.format == "hf" else _document(request.state.request_id, found)
-        return _json(document, headers={"Server-Timing": times.header()})
+        document: Any = _as_hf(found) if parameters.format == "hf" else _document(record.request_id, found)
+        return _json(document, headers={"Server-Timing": record.times.header()})
 
     @app.post(
         "/classify", summary="The picture's label", responses=PROBLEMS | answer_schema("classify"),
@@ -195,50 +229,6 @@ def _add_state_routes(app: FastAPI, gateway: Gateway, state: State) -> None:
         )
 
 
-class RequestFrame:
-    """Around every request: its id, its errors as problem documents, its count and duration."""
-
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
-        self.app = app
-        self.metrics = metrics
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        started = time.perf_counter()
-        request = Request(scope)
-        given = request.headers.get("x-request-id", "")
-        request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
-        scope.setdefault("state", {})["request_id"] = request_id
-        status = 500
-        begun = False
-
-        async def send_framed(message: Message) -> None:
-            nonlocal status, begun
-            if message["type"] == "http.response.start":
-                status, begun = message["status"], True
-                message = {**message, "headers": [*message["headers"], (b"x-request-id", request_id.encode())]}
-            await send(message)
-
-        try:
-            await self.app(scope, receive, send_framed)
-        except ServiceError as error:
-            if isinstance(error, OverloadError) or error.code in ("draining", "body_too_large", "too_many_images"):
-                self.metrics.rejected.labels(error.code).inc()
-            await _problem_response(error, scope["path"], request_id)(scope, receive, send_framed)
-        except Exception:
-            if begun:
-                raise
-            logger.exception("request %s failed", request_id)
-            fault = ServiceError("an unexpected fault; it was logged under the request's id")
-            await _problem_response(fault, scope["path"], request_id)(scope, receive, send_framed)
-        finally:
-            route = getattr(scope.get("route"), "path", "unknown")
-            self.metrics.requests.labels(route, scope["method"], str(status)).inc()
-            self.metrics.duration.labels(route).observe(time.perf_counter() - started)
-
-
 def _timeout_s(request: Request, settings: Settings) -> float:
     given = request.headers.get("x-request-timeout-ms")
     if given is None:
@@ -270,15 +260,6 @@ def _json(document: Any, *, headers: dict[str, str] | None = None) -> Response:
     return Response(orjson.dumps(document), media_type="application/json", headers=headers)
 
 
-def _problem_response(error: ServiceError, instance: str, request_id: str) -> Response:
-    return Response(
-        orjson.dumps(problem(error, instance=instance, request_id=request_id)),
-        status_code=error.status,
-        media_type="application/problem+json",
-        headers=error.headers,
-    )
-
-
 async def _http_exception(request: Request, error: Exception) -> Response:
     """Starlette's own refusals (unknown path, wrong method) in the same form as ours."""
     assert isinstance(error, HTTPException)  # noqa: S101
@@ -292,6 +273,8 @@ async def _http_exception(request: Request, error: Exception) -> Response:
         codes.get(error.status_code, "malformed_request"),
         details.get(error.status_code, str(error.detail)),
     )
-    response = _problem_response(fault, request.url.path, request.state.request_id)
+    record: RequestRecord = request.state.record
+    record.code = fault.code
+    response = problem_response(fault, request.url.path, record.request_id)
     response.headers.update(error.headers or {})
     return response

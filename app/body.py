@@ -30,10 +30,11 @@ class ImageInput:
 
 @dataclass(frozen=True)
 class Body:
-    """The pictures, and the parameters that a JSON body carries."""
+    """The pictures, and what a JSON body carries beside: parameters, and URLs to fetch by the picture's index."""
 
     images: list[ImageInput]
     parameters: dict[str, Any] = field(default_factory=dict)
+    urls: dict[int, str] = field(default_factory=dict)
 
 
 async def read_body(request: Request, settings: Settings) -> Body:
@@ -136,7 +137,9 @@ def _from_json(data: bytes) -> Body:
     if not isinstance(parameters, dict):
         raise _malformed("'parameters' must be an object")
     chosen = {key: document[key] for key in ("model", "version") if document.get(key) is not None}
-    return Body([_from_entry(index, entry) for index, entry in enumerate(images)], {**parameters, **chosen})
+    inputs = [_from_entry(index, entry) for index, entry in enumerate(images)]
+    urls = {index: entry["url"] for index, entry in enumerate(images) if "url" in entry}
+    return Body(inputs, {**parameters, **chosen}, urls)
 
 
 def _from_entry(index: int, entry: object) -> ImageInput:
@@ -146,6 +149,8 @@ def _from_entry(index: int, entry: object) -> ImageInput:
     if not isinstance(identifier, str | int):
         raise _malformed(f"images[{index}].id must be a string")
     if "url" in entry:
+        if not isinstance(entry["url"], str):
+            raise _malformed(f"images[{index}].url must be a string")
         return ImageInput(
             str(identifier), RequestError(422, "url_not_allowed", "fetching pictures by URL is off here: send 'b64'")
         )

@@ -17,6 +17,7 @@ import sysconfig
 import tempfile
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from tresnet.errors import UserError
@@ -37,11 +38,12 @@ def default_home() -> Path:
 class BundledTriton:
     """A supervised ``tritonserver`` over a model repository, on a free port of the loopback interface."""
 
-    def __init__(self, repository: Path, home: Path, log_dir: Path) -> None:
+    def __init__(self, repository: Path, home: Path, log_dir: Path, options: Sequence[str]) -> None:
         self._repository = repository
         self._server = home / "pytriton" / "tritonserver"
         self._libraries = home / "nvidia_pytriton.libs"
         self.log_path = log_dir / "triton.log"
+        self._options = options
         self.port = 0
         self._process: subprocess.Popen[bytes] | None = None
         self._stopping = threading.Event()
@@ -137,7 +139,7 @@ class BundledTriton:
             "--disable-auto-complete-config",
             "--exit-on-error=false",
             "--allow-http=false",
-            "--allow-metrics=false",
+            *self._options,
             "--grpc-address=127.0.0.1",
             f"--grpc-port={self.port}",
             "--exit-timeout-secs=10",

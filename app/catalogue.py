@@ -21,6 +21,7 @@ from app.batching import Batcher
 from app.errors import RequestError, ServiceError, TritonAnswerError, UnavailableError, bad_parameter
 from app.metrics import Metrics
 from app.settings import Settings
+from app.tracing import Tracing
 from app.triton import Prediction, TritonClient
 from tresnet.contract import SCORE_TOLERANCE, ModelContract, Task, labels_digest
 from tresnet.picture import PreparedPicture, Preprocessing
@@ -61,6 +62,7 @@ class Catalogue:
     decode: Decode
     settings: Settings
     metrics: Metrics
+    tracing: Tracing
     live: dict[tuple[str, str], ServedModel] = field(default_factory=dict)
     known_names: set[str] = field(default_factory=set)
     problems: list[str] = field(default_factory=lambda: ["the inference server has not been reached yet"])
@@ -201,14 +203,14 @@ class Catalogue:
         async def run(pictures: Sequence[Picture], deadline: float) -> list[Prediction]:
             self.metrics.batch_size.observe(len(pictures))
             self.metrics.inflight.inc(len(pictures))
-            traceparent = next((picture.traceparent for picture in pictures if picture.traceparent), None)
             try:
-                return await self.triton.infer(
-                    contract,
-                    [picture.pixels for picture in pictures],
-                    max(0.001, deadline - asyncio.get_running_loop().time()),
-                    {"traceparent": traceparent} if traceparent else None,
-                )
+                with self.tracing.infer([picture.traceparent for picture in pictures]) as traceparent:
+                    return await self.triton.infer(
+                        contract,
+                        [picture.pixels for picture in pictures],
+                        max(0.001, deadline - asyncio.get_running_loop().time()),
+                        {"traceparent": traceparent} if traceparent else None,
+                    )
             except UnavailableError as error:
                 if error.code == "triton_unavailable":
                     self.triton_failed()

@@ -2,6 +2,8 @@
 
 ``ServiceError``
 ├── ``RequestError``      the client can mend it (4xx)
+├── ``UnauthorizedError`` no API key, or a wrong one (401, with WWW-Authenticate)
+├── ``RateLimitError``    the API key is over its rate (429, with Retry-After)
 ├── ``OverloadError``     too much at once (429 or 503, with Retry-After)
 ├── ``TritonError``       Triton is away or answers wrongly (502, 503)
 └── ``DeadlineError``     out of time (504)
@@ -38,6 +40,31 @@ class RequestError(ServiceError):
         super().__init__(detail)
         self.status = status
         self.code = code
+
+
+class UnauthorizedError(ServiceError):
+    """Keys are set, and the request brings none of them."""
+
+    status = 401
+    code = "unauthorized"
+
+    def __init__(self, detail: str, *, wrong: bool = False) -> None:
+        super().__init__(detail)
+        self._wrong = wrong
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {"WWW-Authenticate": 'Bearer realm="tresnet"' + (', error="invalid_token"' if self._wrong else "")}
+
+
+class RateLimitError(ServiceError):
+    """The caller's key has asked for more pictures a second than it may."""
+
+    status = 429
+    code = "rate_limited"
+
+    def __init__(self, retry_after_s: float) -> None:
+        super().__init__("this API key is over its rate; try again later", retry_after_s=retry_after_s)
 
 
 class OverloadError(ServiceError):

@@ -55,6 +55,17 @@ class Metrics:
             **make,
         )
         self.triton_up = Gauge("tresnet_triton_up", "Whether Triton answers.", multiprocess_mode="livemin", **make)
+        self.keys = Gauge("tresnet_api_keys", "API keys in force.", multiprocess_mode="livemax", **make)
+        self.keys_reload_ok = Gauge(
+            "tresnet_api_keys_last_reload_successful",
+            "Whether the file of API keys could be read when it last changed; 1 where there is none.",
+            multiprocess_mode="livemin",
+            **make,
+        )
+        self.keys_reload_ok.set(1)
+        self.key_requests = Counter("tresnet_key_requests", "Requests of each API key.", ["key", "code"], **make)
+        self.key_images = Counter("tresnet_key_images", "Pictures that each API key sent.", ["key"], **make)
+        self.url_fetches = Counter("tresnet_url_fetches", "Pictures fetched by URL.", ["code"], **make)
         self._max_labels = max_labels
         self._labels_seen: dict[str, set[str]] = {}
         self._models: set[tuple[str, ...]] = set()

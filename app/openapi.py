@@ -16,11 +16,12 @@ _PROBLEM = {
 }
 _STATUSES = {
     400: "Malformed request",
+    401: "No or a wrong API key (where keys are set)",
     404: "Unknown model or version",
     413: "Too many bytes, pixels or pictures",
     415: "Not a picture's media type",
     422: "Undecodable picture or bad parameter",
-    429: "The queue is full (where the operator chose 429)",
+    429: "The API key is over its rate, or the queue is full (where the operator chose 429)",
     502: "Triton answered wrongly",
     503: "The queue is full, Triton is away, the model is not ready, or the gateway drains",
     504: "Past the deadline",

@@ -6,7 +6,7 @@ import asyncio
 import functools
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,9 +15,12 @@ from app.admission import Admission
 from app.body import Body, ImageInput
 from app.catalogue import Catalogue, Picture, ServedModel
 from app.errors import DeadlineError, RequestError, ServiceError
+from app.keys import KeyRing
 from app.metrics import Metrics
 from app.parameters import ClassifyParameters, Parameters, TagParameters
+from app.record import RequestRecord
 from app.settings import Settings
+from app.tracing import Tracing
 from app.triton import Prediction
 from tresnet.contract import Task
 from tresnet.picture import PreparedPicture, Preprocessing, TooManyPixelsError, UndecodablePictureError, prepare
@@ -43,21 +46,6 @@ class Decoder:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
 
-@dataclass
-class StageTimes:
-    """Seconds of the slowest picture of a request in each stage, for Server-Timing."""
-
-    started: float = field(default_factory=time.perf_counter)
-    decode: float = 0.0
-    queue: float = 0.0
-    infer: float = 0.0
-
-    def header(self) -> str:
-        total = time.perf_counter() - self.started
-        stages = {"decode": self.decode, "queue": self.queue, "infer": self.infer, "total": total}
-        return ", ".join(f"{name};dur={seconds * 1000:.2f}" for name, seconds in stages.items())
-
-
 @dataclass(frozen=True)
 class Gateway:
     """All that requests share."""
@@ -67,6 +55,8 @@ class Gateway:
     catalogue: Catalogue
     decoder: Decoder
     admission: Admission
+    keys: KeyRing
+    tracing: Tracing
 
 
 @dataclass(frozen=True)
@@ -84,8 +74,7 @@ async def answer(
     parameters: Parameters,
     *,
     deadline: float,
-    times: StageTimes,
-    traceparent: str | None,
+    record: RequestRecord,
 ) -> Answer:
     """Answer every picture of ``body``; one that fails fails alone.
 
@@ -93,10 +82,11 @@ async def answer(
         ServiceError: if the request cannot be taken, or if every picture failed (the first one's error).
     """
     model = gateway.catalogue.find(task, parameters.model, parameters.version)
+    record.model, record.version = model.contract.name, model.contract.version
     check_labels(model, parameters)
     with gateway.admission.admit(len(body.images)):
         outcomes = await asyncio.gather(
-            *(_one(gateway, model, image, parameters, deadline, times, traceparent) for image in body.images),
+            *(_one(gateway, model, image, parameters, deadline, record) for image in body.images),
             return_exceptions=True,
         )
     results: list[dict[str, Any]] = []
@@ -106,6 +96,7 @@ async def answer(
             first_error = first_error or outcome
             error = {"status": outcome.status, "code": outcome.code, "detail": outcome.detail}
             results.append({"id": image.id, "status": "error", "error": error})
+            record.failed += 1
         elif isinstance(outcome, BaseException):
             raise outcome
         else:
@@ -122,8 +113,7 @@ async def _one(
     image: ImageInput,
     parameters: Parameters,
     deadline: float,
-    times: StageTimes,
-    traceparent: str | None,
+    record: RequestRecord,
 ) -> dict[str, Any]:
     """One picture's whole way."""
     if isinstance(image.data, ServiceError):
@@ -136,7 +126,10 @@ async def _one(
     except TimeoutError:
         raise DeadlineError from None
     decode = time.perf_counter() - clock
-    prediction, queue, infer = await model.batcher.submit(Picture(prepared.pixels, traceparent), deadline)
+    gateway.tracing.stage(record, "decode", clock, decode)
+    clock = time.perf_counter()
+    prediction, queue, infer = await model.batcher.submit(Picture(prepared.pixels, record.traceparent), deadline)
+    gateway.tracing.stage(record, "queue", clock, queue)
     clock = time.perf_counter()
     result = {"id": image.id, "status": "ok", "width": prepared.width, "height": prepared.height}
     result |= read_scores(model, prediction, parameters)
@@ -144,8 +137,10 @@ async def _one(
     gateway.metrics.count_prediction(model.contract.name, model.labels[best], float(prediction.scores[best]))
     for name, seconds in (("decode", decode), ("queue", queue), ("infer", infer)):
         stage.labels(name).observe(seconds)
-        setattr(times, name, max(getattr(times, name), seconds))
-    stage.labels("postprocess").observe(time.perf_counter() - clock)
+        record.times.raise_to(name, seconds)
+    postprocess = time.perf_counter() - clock
+    stage.labels("postprocess").observe(postprocess)
+    gateway.tracing.stage(record, "postprocess", clock, postprocess)
     return result
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import logging
 import os
 import signal
+import ssl
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -18,8 +18,11 @@ from uvicorn.supervisors import Multiprocess
 
 from app.api import create_app
 from app.bundled_triton import BundledTriton, default_home
+from app.keys import read_keys
+from app.logs import configure_logging
 from app.metrics import MULTIPROCESS_DIR
 from app.settings import Settings
+from app.tracing import create_tracing, triton_trace_options
 from tresnet.errors import UserError
 
 _PR_SET_PDEATHSIG = 1
@@ -32,7 +35,8 @@ def run(settings: Settings) -> None:
     Raises:
         UserError: if the bundled Triton cannot be started, or the port is taken.
     """
-    _configure_logging()
+    configure_logging(settings.log_format, settings.log_level)
+    _check_files(settings)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # whenever it comes, what was started is stopped
     with suppress(KeyboardInterrupt), ExitStack() as stack:
         if settings.triton_url is None:
@@ -51,6 +55,8 @@ def run(settings: Settings) -> None:
             log_config=None,
             access_log=False,
             server_header=False,
+            ssl_certfile=settings.tls_certificate,
+            ssl_keyfile=settings.tls_key,
             timeout_graceful_shutdown=int(settings.drain_timeout_s),
             timeout_worker_healthcheck=_WORKER_HEALTHCHECK_S,
         )
@@ -75,7 +81,7 @@ class _Workers(Multiprocess):
 def build_app(settings: Settings, parent: int) -> FastAPI:
     """The application in the process that serves it: ``parent`` itself, or one of its workers."""
     if os.getpid() != parent:
-        _configure_logging()
+        configure_logging(settings.log_format, settings.log_level)
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)  # no worker outlives a parent that was killed
     return create_app(settings)
 
@@ -84,7 +90,7 @@ def build_app(settings: Settings, parent: int) -> FastAPI:
 def _bundled_triton(settings: Settings) -> Iterator[Settings]:
     """The settings with the address of a Triton that lives as long as the context."""
     home = Path(settings.triton_home) if settings.triton_home else default_home()
-    triton = BundledTriton(Path(settings.repository), home, Path(settings.log_dir))
+    triton = BundledTriton(Path(settings.repository), home, Path(settings.log_dir), _triton_options(settings))
     triton.start()
     try:
         yield settings.model_copy(update={"triton_url": triton.url})
@@ -92,5 +98,30 @@ def _bundled_triton(settings: Settings) -> Iterator[Settings]:
         triton.stop()
 
 
-def _configure_logging() -> None:
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+def _triton_options(settings: Settings) -> list[str]:
+    """What the settings open of the bundled Triton beside its gRPC port: its metrics, its traces."""
+    if settings.triton_metrics_port is None:
+        options = ["--allow-metrics=false"]
+    else:
+        address = f"--metrics-address={settings.triton_metrics_host}"
+        options = ["--allow-metrics=true", address, f"--metrics-port={settings.triton_metrics_port}"]
+    return options + triton_trace_options(settings)
+
+
+def _check_files(settings: Settings) -> None:
+    """What the operator named must be there and be right before anything is started.
+
+    Raises:
+        UserError: naming the file.
+    """
+    create_tracing(settings).close()
+    if settings.api_keys_file:
+        read_keys(Path(settings.api_keys_file))
+    certificate, key = settings.tls_certificate, settings.tls_key
+    if (certificate is None) != (key is None):
+        raise UserError("TLS needs both a certificate and its key")
+    if certificate is not None:
+        try:
+            ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(certificate, key)
+        except OSError as error:  # ssl.SSLError is one
+            raise UserError(f"the TLS certificate {certificate} with the key {key}: {error}") from error

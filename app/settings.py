@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 import os
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, ValidationError, field_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import BeforeValidator, Field, StringConstraints, ValidationError, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from app.triton_url import channel_target
 from tresnet.errors import UserError
 
 _PREFIX = "TRESNET_"
+_CLIENT_KEY = "TRESNET_API_KEY"
+
+
+def _split(value: object) -> object:
+    """``a, b`` in a variable means two."""
+    return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+
+_HOST = r"^((\*\.)?[a-z0-9._-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?$"
+Host = Annotated[str, StringConstraints(to_lower=True, pattern=_HOST)]
+Hosts = Annotated[tuple[Host, ...], NoDecode, BeforeValidator(_split)]
+Origins = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
+Schemes = Annotated[tuple[Literal["https", "http"], ...], NoDecode, BeforeValidator(_split), Field(min_length=1)]
 
 
 class Settings(BaseSettings):
@@ -31,6 +44,39 @@ class Settings(BaseSettings):
     triton_home: str | None = Field(
         None, description="Where nvidia-pytriton is unpacked; by default in the environment."
     )
+    triton_metrics_port: int | None = Field(
+        None, ge=1, le=65535, description="Port of the bundled Triton's own Prometheus metrics; none keeps it closed."
+    )
+    triton_metrics_host: str = Field("127.0.0.1", description="Address that the bundled Triton's metrics listen on.")
+    log_format: Literal["json", "text"] | None = Field(
+        None, description="Form of the log on stderr; by default text to a terminal, JSON to anything else."
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="Least level that is logged; at debug, probes and scrapes get their lines, too."
+    )
+    tracing: bool = Field(
+        False,
+        description="Send OpenTelemetry traces, to where the standard OTEL_EXPORTER_OTLP_* variables say; needs the "
+        "extra `tracing`.",
+    )
+    api_keys_file: str | None = Field(
+        None,
+        description="File of API keys, NAME:SHA256HEX[:IMAGES_PER_SECOND] a line; read anew within 2 s of a change. "
+        "Without it, everybody may ask.",
+    )
+    cors_origins: Origins = Field(
+        (), description="Origins whose pages may ask from a browser, separated by commas; * for all, none by default."
+    )
+    tls_certificate: str | None = Field(
+        None, description="PEM file of the certificate and its chain, to serve HTTPS; read once at the start."
+    )
+    tls_key: str | None = Field(None, description="PEM file of the certificate's private key.")
+    url_hosts: Hosts = Field(
+        (),
+        description="Hosts from which pictures may be fetched by URL: NAME, *.SUFFIX, each also with :PORT, separated "
+        "by commas; none by default. An address that is not public is refused whatever its name.",
+    )
+    url_schemes: Schemes = Field(("https",), description="Schemes of those URLs: https, http, or both.")
     log_dir: str = Field("logs", description="Folder for the bundled Triton's log.")
     max_body_bytes: int = Field(32 * 2**20, ge=1024, description="Largest request body, in bytes.")
     max_pixels: int = Field(64_000_000, ge=400, description="Most pixels in one picture.")
@@ -74,8 +120,15 @@ def load_settings(**overrides: object) -> Settings:
     Raises:
         UserError: for an unknown ``TRESNET_`` variable or a value that does not fit, naming it.
     """
+    if os.environ.get(_CLIENT_KEY) and not (overrides.get("api_keys_file") or os.environ.get("TRESNET_API_KEYS_FILE")):
+        raise UserError(
+            f"{_CLIENT_KEY} is the client's, and would leave the gateway open to everybody: give the gateway the file "
+            "TRESNET_API_KEYS_FILE, or unset it"
+        )
     known = {f"{_PREFIX}{name.upper()}" for name in Settings.model_fields}
-    unknown = sorted(name for name in os.environ if name.startswith(_PREFIX) and name.upper() not in known)
+    unknown = sorted(
+        name for name in os.environ if name.startswith(_PREFIX) and name.upper() not in known | {_CLIENT_KEY}
+    )
     if unknown:
         raise UserError(f"unknown setting {', '.join(unknown)}; known are {', '.join(sorted(known))}")
     try:
@@ -89,7 +142,7 @@ def load_settings(**overrides: object) -> Settings:
 def settings_table() -> str:
     """``docs/settings.md``: every setting with its default and meaning."""
     rows = [
-        f"| `{_PREFIX}{name.upper()}` | {'' if field.default is None else f'`{field.default}`'} | {field.description} |"
+        f"| `{_PREFIX}{name.upper()}` | {_shown(field.default)} | {field.description} |"
         for name, field in Settings.model_fields.items()
     ]
     return (
@@ -100,3 +153,8 @@ def settings_table() -> str:
         + "\n".join(rows)
         + "\n\nMade from `app/settings.py` by `make render`.\n"
     )
+
+
+def _shown(default: object) -> str:
+    value = ",".join(default) if isinstance(default, tuple) else default
+    return "" if value in (None, "") else f"`{value}`"

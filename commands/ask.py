@@ -14,6 +14,7 @@ from tresnet.errors import UserError
 
 Images = Annotated[list[Path], typer.Argument(help="Picture files.", metavar="IMAGE...")]
 Url = Annotated[str, typer.Option(help="Where the gateway is.")]
+ApiKey = Annotated[str | None, typer.Option(envvar="TRESNET_API_KEY", help="Where the gateway asks for one.")]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object a picture, a line each.")]
 
 
@@ -22,9 +23,10 @@ def classify(
     url: Url = "http://127.0.0.1:8080",
     top_k: Annotated[int, typer.Option(help="How many labels.", min=1)] = 5,
     as_json: AsJson = False,
+    api_key: ApiKey = None,
 ) -> None:
     """Ask a running gateway for each picture's best labels."""
-    _ask(images, f"{url.rstrip('/')}/classify", {"top_k": str(top_k)}, "predictions", as_json)
+    _ask(images, f"{url.rstrip('/')}/classify", {"top_k": str(top_k)}, "predictions", as_json, api_key)
 
 
 def tag(
@@ -32,24 +34,25 @@ def tag(
     url: Url = "http://127.0.0.1:8080",
     top_k: Annotated[int | None, typer.Option(help="At most so many tags.", min=1)] = None,
     as_json: AsJson = False,
+    api_key: ApiKey = None,
 ) -> None:
     """Ask a running gateway for each picture's tags."""
-    _ask(images, f"{url.rstrip('/')}/tag", {} if top_k is None else {"max_tags": str(top_k)}, "tags", as_json)
+    query = {} if top_k is None else {"max_tags": str(top_k)}
+    _ask(images, f"{url.rstrip('/')}/tag", query, "tags", as_json, api_key)
 
 
-def _ask(images: list[Path], url: str, query: dict[str, str], listed: str, as_json: bool) -> None:
+def _ask(images: list[Path], url: str, query: dict[str, str], listed: str, as_json: bool, api_key: str | None) -> None:
     """Exit status 1 if any picture failed, 2 if the gateway could not be asked at all."""
     import httpx
 
+    headers = {"Content-Type": "application/octet-stream"} | ({"X-API-Key": api_key} if api_key else {})
     table = Table("picture", "label", "score")
     failed = False
     with fails_with_2(), httpx.Client(timeout=60) as client:
         for path in images:
             data = path.read_bytes()
             try:
-                response = client.post(
-                    url, params=query, content=data, headers={"Content-Type": "application/octet-stream"}
-                )
+                response = client.post(url, params=query, content=data, headers=headers)
                 document = response.json()
             except httpx.HTTPError as error:
                 raise UserError(f"no gateway answers at {url}: {error}; start one with `tresnet serve`") from error

@@ -8,6 +8,7 @@ from commands.ask import classify, tag
 from commands.bench import bench
 from commands.eval import evaluate
 from commands.export import export
+from commands.key import key
 from commands.serve import serve
 from commands.train import train
 
@@ -21,6 +22,7 @@ app.command()(train)
 app.command("eval")(evaluate)
 app.command()(export)
 app.command()(serve)
+app.command()(key)
 app.command()(classify)
 app.command()(tag)
 app.add_typer(bench, name="bench")

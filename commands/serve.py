@@ -18,6 +18,8 @@ def serve(
         str | None,
         typer.Option(help="A Triton server to use, in place of the bundled one.", metavar="grpc://HOST:8001"),
     ] = None,
+    tls_certificate: Annotated[str | None, typer.Option(help="PEM file: serve HTTPS with it.", metavar="FILE")] = None,
+    tls_key: Annotated[str | None, typer.Option(help="PEM file of its private key.", metavar="FILE")] = None,
 ) -> None:
     """Serve the model repository over HTTP.
 
@@ -27,4 +29,14 @@ def serve(
         from app.server import run
         from app.settings import load_settings
 
-        run(load_settings(repository=repository, host=host, port=port, workers=workers, triton_url=triton_url))
+        run(
+            load_settings(
+                repository=repository,
+                host=host,
+                port=port,
+                workers=workers,
+                triton_url=triton_url,
+                tls_certificate=tls_certificate,
+                tls_key=tls_key,
+            )
+        )

@@ -16,6 +16,7 @@ import httpx
 import numpy as np
 import pytest
 import torch
+from collector import Collector, collector
 from PIL import Image
 from sklearn.datasets import load_digits
 
@@ -63,6 +64,9 @@ class Server:
 
     def tritons(self) -> list[int]:
         return [pid for pid in self.children() if "tritonserver" in _command(pid)]
+
+    def command(self, pid: int) -> list[str]:
+        return _command(pid).split("\0")
 
     def workers(self) -> list[int]:
         return [pid for pid in self.children() if "spawn_main" in _command(pid)]
@@ -168,6 +172,50 @@ def server(models: Path) -> Iterator[Server]:
         if running.process.poll() is None:
             running.process.send_signal(signal.SIGINT)
         running.process.wait(40)
+
+
+@dataclass
+class Guarded(Server):
+    """A server with all that is off by default: keys, traces, JSON logs, Triton's own metrics, CORS."""
+
+    key: str
+    slow_key: str  # a picture in four seconds
+    keys_file: Path
+    triton_metrics_url: str
+    collector: Collector
+
+    def log(self) -> str:
+        return (self.folder / "serve.log").read_text()
+
+
+@pytest.fixture(scope="session")
+def guarded(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
+    folder, metrics_port = tmp_path_factory.mktemp("guarded"), free_port()
+    keys_file = folder / "keys"
+
+    def make_key(name: str, *options: object) -> str:
+        return run_tresnet("key", name, "--add-to", keys_file, *options, cwd=folder).stdout.strip()
+
+    key, slow_key = make_key("alice"), make_key("slow", "--images-per-second", 0.25)
+    with collector() as received, pytest.MonkeyPatch.context() as environment:
+        environment.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", received.url)
+        environment.setenv("OTEL_BSP_SCHEDULE_DELAY", "200")
+        running = start_server(
+            folder,
+            repository=models / "model_repository",
+            api_keys_file=keys_file,
+            tracing=True,
+            triton_metrics_port=metrics_port,
+            cors_origins="https://app.example",
+        )
+        try:
+            running.wait_ready(60)
+            metrics_url = f"http://127.0.0.1:{metrics_port}/metrics"
+            yield Guarded(running.url, running.process, folder, key, slow_key, keys_file, metrics_url, received)
+        finally:
+            if running.process.poll() is None:
+                running.process.send_signal(signal.SIGINT)
+            running.process.wait(40)
 
 
 @pytest.fixture(scope="session")
