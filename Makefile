@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 MODELS := model_repository
 PORT ?= 8080
 
-.PHONY: serve models setup setup-dev inplace-abn test check clean
+.PHONY: serve models setup setup-dev inplace-abn test check check-deploy render clean
 
 serve: models  ## train and export what is missing, then serve on http://127.0.0.1:8080
 	PORT=$(PORT) VENV=$(VENV) sh deploy/serve.sh
@@ -64,6 +64,20 @@ check: setup-dev  ## lint, format, types, imports
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# The tools lie before the machine's own, so that CI and a developer check with the same ones.
+DEPLOY_PATH := $(CURDIR)/$(BIN):$(CURDIR)/$(VENV)/deploy/bin:$(CURDIR)/$(VENV)/deploy/checkov/bin
+
+check-deploy: $(VENV)/deploy/.installed  ## Dockerfile, compose, Kubernetes, Prometheus, Grafana: all that needs no cluster
+	PATH="$(DEPLOY_PATH):$$PATH" PYTHONPATH=. sh deploy/check.sh
+
+render: $(VENV)/deploy/.installed  ## files that are made from others: dashboard, PrometheusRule, table of settings
+	PYTHONPATH=. $(BIN)/python deploy/render.py
+
+$(VENV)/deploy/.installed: pyproject.toml deploy/tools.sh $(VENV)/.installed-dev
+	$(BIN)/python -m pip install --quiet --editable '.[train,dev,deploy]'
+	sh deploy/tools.sh $(VENV)/deploy $(BIN)/python
+	touch $@
 
 clean:
 	rm -rf $(VENV) runs logs build *.egg-info

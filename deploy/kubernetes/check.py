@@ -1,0 +1,101 @@
+"""Every overlay and example against schemas: Kubernetes' own, and the custom resources' models.
+
+Enters: rendered manifests, by ``kubectl kustomize``. Leaves: status 0 and a line a file, or 1 and what is wrong. Unlike
+the tools themselves, this fails on a kind that nothing knows, and on a custom resource's field that its model lacks.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import yaml
+from cloudcoil.models.keda.v1alpha1 import ScaledObject
+from cloudcoil.models.prometheus_operator.v1 import PrometheusRule, ServiceMonitor
+from pydantic import BaseModel, ValidationError
+
+_HERE = Path(__file__).parent
+_VERSIONS = ("1.31", "1.37")  # the oldest that is meant to work, and the newest that has a schema
+_MODELS: dict[str, type[BaseModel]] = {
+    "keda.sh/v1alpha1 ScaledObject": ScaledObject,
+    "monitoring.coreos.com/v1 PrometheusRule": PrometheusRule,
+    "monitoring.coreos.com/v1 ServiceMonitor": ServiceMonitor,
+}
+# KServe publishes no schema as a package. Its predictor is a pod with these fields more, and is checked as a pod.
+_KSERVE = "serving.kserve.io/v1beta1 InferenceService"
+_KSERVE_FIELDS = {"minReplicas", "maxReplicas"}
+
+
+def main() -> int:
+    faults = 0
+    for folder in sorted((_HERE / "overlays").iterdir()):
+        rendered = subprocess.run(["kubectl", "kustomize", folder], capture_output=True, text=True, check=True).stdout
+        faults += _report(f"overlays/{folder.name}", rendered)
+    for file in sorted((_HERE / "examples").glob("*.yaml")):
+        faults += _report(f"examples/{file.name}", file.read_text())
+    return 1 if faults else 0
+
+
+def _report(name: str, manifests: str) -> int:
+    objects = list(yaml.safe_load_all(manifests))
+    faults = [f"{_title(thing)}: {fault}" for thing in objects for fault in faults_of(thing)]
+    for fault in faults:
+        print(f"{name}: {fault}", file=sys.stderr)
+    if not faults:
+        print(f"{name}: {len(objects)} objects are valid for Kubernetes {_VERSIONS[0]} and {_VERSIONS[-1]}")
+    return len(faults)
+
+
+def faults_of(thing: dict[str, Any]) -> list[str]:
+    """What is wrong with one object; nothing if it is valid."""
+    kind = f"{thing.get('apiVersion')} {thing.get('kind')}"
+    if kind in _MODELS:
+        return _faults_by_model(_MODELS[kind], thing)
+    if kind == _KSERVE:
+        spec = {name: value for name, value in thing["spec"]["predictor"].items() if name not in _KSERVE_FIELDS}
+        thing = {"apiVersion": "v1", "kind": "Pod", "metadata": thing["metadata"], "spec": spec}
+    return [fault for version in _VERSIONS for fault in _faults_by_schema(thing, version)]
+
+
+def _faults_by_schema(thing: dict[str, Any], version: str) -> list[str]:
+    try:
+        kubernetes_validate.validate(thing, version, strict=True)
+    except kubernetes_validate.ValidationError as error:
+        return [f"{version}: {'.'.join(map(str, error.path))}: {error.message}"]
+    except (kubernetes_validate.SchemaNotFoundError, kubernetes_validate.InvalidSchemaError) as error:
+        return [f"{version}: {error.message}"]
+    return []
+
+
+def _faults_by_model(model: type[BaseModel], thing: dict[str, Any]) -> list[str]:
+    try:
+        known = model.model_validate(thing).model_dump(mode="json", by_alias=True, exclude_unset=True)
+    except ValidationError as error:
+        return [f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors()]
+    return [f"{path}: no such field" for path in _missing(thing, known)]
+
+
+def _missing(given: Any, known: Any, path: str = "") -> list[str]:
+    """Paths in ``given`` that the model dropped."""
+    if isinstance(given, dict) and isinstance(known, dict):
+        return [
+            fault
+            for name, value in given.items()
+            for fault in ([f"{path}.{name}"] if name not in known else _missing(value, known[name], f"{path}.{name}"))
+        ]
+    if isinstance(given, list) and isinstance(known, list):
+        return [
+            fault for i, pair in enumerate(zip(given, known, strict=True)) for fault in _missing(*pair, f"{path}[{i}]")
+        ]
+    return []
+
+
+def _title(thing: dict[str, Any]) -> str:
+    return f"{thing.get('kind')} {thing.get('metadata', {}).get('name')}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
