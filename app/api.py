@@ -26,6 +26,7 @@ from app.access import KeyGate
 from app.admission import Admission
 from app.body import read_body
 from app.catalogue import Catalogue
+from app.decoder import Decoder
 from app.errors import RequestError, UnavailableError, bad_parameter
 from app.fetch import Fetcher, PublicNetwork
 from app.frame import RequestFrame, problem_response
@@ -33,7 +34,7 @@ from app.keys import KeyRing
 from app.metrics import Metrics
 from app.openapi import PROBLEMS, answer_schema, request_body
 from app.parameters import ClassifyParameters, Parameters, TagParameters, read_parameters
-from app.pipeline import Answer, Decoder, Gateway, answer
+from app.pipeline import Answer, Gateway, answer
 from app.record import RequestRecord
 from app.settings import Settings
 from app.tracing import create_tracing
@@ -95,7 +96,7 @@ def create_app(settings: Settings, *, network: PublicNetwork | None = None) -> F
     state = State()
     metrics = Metrics(settings.max_metric_labels)
     decoder = Decoder(settings)
-    triton = TritonClient(settings.triton_url or "grpc://127.0.0.1:8001")
+    triton = TritonClient(settings.triton_url or "grpc://127.0.0.1:8001", shared_memory=settings.shared_memory)
     tracing = create_tracing(settings)
     catalogue = Catalogue(triton, decoder, settings, metrics, tracing)
     admission = Admission(settings.max_queue_images, settings.overload_status)
@@ -105,6 +106,7 @@ def create_app(settings: Settings, *, network: PublicNetwork | None = None) -> F
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        await decoder.start()
         await keys.start()
         await fetcher.start()
         await triton.start()
@@ -115,7 +117,7 @@ def create_app(settings: Settings, *, network: PublicNetwork | None = None) -> F
         await triton.close()
         await fetcher.close()
         await keys.close()
-        decoder.close()
+        await decoder.close()
         await asyncio.to_thread(tracing.close)
 
     app = FastAPI(

@@ -2,19 +2,26 @@
 
 An item leaves at once while fewer than ``batches_in_flight`` batches run. While all run, items queue, and the
 next batch is whatever has queued meanwhile, up to ``max_batch_size``: batches grow with the load by
-themselves, and there is no delay to tune. Items whose caller has left or whose deadline has passed are dropped
-when a batch is formed, before they cost anything.
+themselves, and there is no delay to tune. The stage before counts too: while items that are announced
+(:meth:`Batcher.expect`) wait there for their turn, the load is more than it can take, an item's own wait is decided
+there, and a small batch would only make it longer; so a batch is held for a moment until it has some company.
+Items whose caller has left or whose deadline has passed are dropped when a batch is formed, before they cost anything.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from app.errors import DeadlineError
+
+_COMPANY = 8
+"""Items at which what a batch costs by itself no longer shows."""
+_LONGEST_HOLD_S = 0.02
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -38,14 +45,29 @@ class Batcher(Generic[Item, Result]):
         max_batch_size: int,
         batches_in_flight: int,
         on_queue_change: Callable[[int], None] = lambda change: None,
+        is_backlogged: Callable[[], bool] = lambda: False,
     ) -> None:
         self._run = run
         self._max_batch_size = max_batch_size
         self._free = batches_in_flight
         self._on_queue_change = on_queue_change
+        self._is_backlogged = is_backlogged
+        self._expected = 0
+        self._hold: asyncio.TimerHandle | None = None
         self._queue: deque[_Waiting[Item, Result]] = deque()
         self._running: set[asyncio.Task[None]] = set()
         self._pump_is_due = False
+
+    @contextmanager
+    def expect(self) -> Iterator[None]:
+        """Announce an item that is on its way from the stage before, until it is submitted or lost."""
+        self._expected += 1
+        try:
+            yield
+        finally:
+            self._expected -= 1
+            if self._queue and not self._expected:
+                self._schedule_pump()
 
     async def submit(self, item: Item, deadline: float) -> tuple[Result, float, float]:
         """The item's result, and the seconds it spent in the queue and in its run.
@@ -76,11 +98,24 @@ class Batcher(Generic[Item, Result]):
 
     def _pump(self) -> None:
         self._pump_is_due = False
-        while self._free and (batch := self._next_batch()):
+        while self._free and not self._is_held() and (batch := self._next_batch()):
             self._free -= 1
             task = asyncio.ensure_future(self._run_batch(batch))
             self._running.add(task)
             task.add_done_callback(self._running.discard)
+
+    def _is_held(self) -> bool:
+        if self._hold is not None:
+            self._hold.cancel()
+            self._hold = None
+        if not self._queue or not self._expected or len(self._queue) >= min(_COMPANY, self._max_batch_size):
+            return False
+        loop = asyncio.get_running_loop()
+        until = self._queue[0].queued_at + _LONGEST_HOLD_S
+        if until <= loop.time() or not self._is_backlogged():
+            return False
+        self._hold = loop.call_at(until, self._schedule_pump)
+        return True
 
     def _next_batch(self) -> list[_Waiting[Item, Result]]:
         now = asyncio.get_running_loop().time()

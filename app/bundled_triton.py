@@ -127,6 +127,8 @@ class BundledTriton:
             # The stub finds its packages through the first python on PATH, and through nothing else.
             "PATH": f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}",
             "LD_LIBRARY_PATH": ":".join(libraries),
+            # Threads of a model that wait for each other by spinning take the cores that decode the next pictures.
+            "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE"),
         }
 
     def _command(self) -> list[str]:

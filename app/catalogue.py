@@ -18,18 +18,17 @@ import numpy as np
 import numpy.typing as npt
 
 from app.batching import Batcher
+from app.decoder import Decoder
 from app.errors import RequestError, ServiceError, TritonAnswerError, UnavailableError, bad_parameter
 from app.metrics import Metrics
 from app.settings import Settings
 from app.tracing import Tracing
 from app.triton import Prediction, TritonClient
 from tresnet.contract import SCORE_TOLERANCE, ModelContract, Task, labels_digest
-from tresnet.picture import PreparedPicture, Preprocessing
 
 logger = logging.getLogger(__name__)
 
 _FIRST_LOOK_S = 5.0
-Decode = Callable[[bytes, Preprocessing], Awaitable[PreparedPicture]]
 
 
 @dataclass(frozen=True)
@@ -38,6 +37,7 @@ class Picture:
 
     pixels: npt.NDArray[np.uint8]
     traceparent: str | None = None
+    wants_embedding: bool = False
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Catalogue:
     """The served models, and why the gateway is not ready if it is not."""
 
     triton: TritonClient
-    decode: Decode
+    decoder: Decoder
     settings: Settings
     metrics: Metrics
     tracing: Tracing
@@ -182,6 +182,7 @@ class Catalogue:
             max_batch_size=contract.max_batch_size,
             batches_in_flight=self.settings.batches_in_flight,
             on_queue_change=self.metrics.queue_depth.inc,
+            is_backlogged=lambda: self.decoder.is_backlogged,
         )
         model = ServedModel(contract, labels, batcher)
         await self._check_golden_picture(model)
@@ -190,7 +191,7 @@ class Catalogue:
 
     async def _check_golden_picture(self, model: ServedModel) -> None:
         golden, contract = model.contract.facts.golden, model.contract
-        prepared = await self.decode(base64.b64decode(golden.png_base64), contract.preprocessing)
+        prepared = await self.decoder(base64.b64decode(golden.png_base64), contract.preprocessing)
         deadline = asyncio.get_running_loop().time() + 60
         prediction, _, _ = await model.batcher.submit(Picture(prepared.pixels), deadline)
         distance = max(abs(float(prediction.scores[label]) - score) for label, score in golden.scores.items())
@@ -209,7 +210,8 @@ class Catalogue:
                         contract,
                         [picture.pixels for picture in pictures],
                         max(0.001, deadline - asyncio.get_running_loop().time()),
-                        {"traceparent": traceparent} if traceparent else None,
+                        embedding=any(picture.wants_embedding for picture in pictures),
+                        headers={"traceparent": traceparent} if traceparent else None,
                     )
             except UnavailableError as error:
                 if error.code == "triton_unavailable":

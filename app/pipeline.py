@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import time
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +12,7 @@ import numpy as np
 from app.admission import Admission
 from app.body import Body, ImageInput
 from app.catalogue import Catalogue, Picture, ServedModel
+from app.decoder import Decoder
 from app.errors import DeadlineError, RequestError, ServiceError
 from app.keys import KeyRing
 from app.metrics import Metrics
@@ -23,27 +22,6 @@ from app.settings import Settings
 from app.tracing import Tracing
 from app.triton import Prediction
 from tresnet.contract import Task
-from tresnet.picture import PreparedPicture, Preprocessing, TooManyPixelsError, UndecodablePictureError, prepare
-
-
-class Decoder:
-    """Pictures' bytes to pixels, in a pool of threads: Pillow drops the GIL while it works."""
-
-    def __init__(self, settings: Settings) -> None:
-        self._pool = ThreadPoolExecutor(settings.decode_threads_per_worker, thread_name_prefix="decode")
-        self._max_pixels = settings.max_pixels
-
-    async def __call__(self, data: bytes, how: Preprocessing) -> PreparedPicture:
-        work = functools.partial(prepare, data, how, max_pixels=self._max_pixels)
-        try:
-            return await asyncio.get_running_loop().run_in_executor(self._pool, work)
-        except UndecodablePictureError as error:
-            raise RequestError(422, "undecodable_image", str(error)) from error
-        except TooManyPixelsError as error:
-            raise RequestError(413, "too_many_pixels", str(error)) from error
-
-    def close(self) -> None:
-        self._pool.shutdown(wait=False, cancel_futures=True)
 
 
 @dataclass(frozen=True)
@@ -121,14 +99,16 @@ async def _one(
     stage = gateway.metrics.stage
     clock = time.perf_counter()
     try:
-        async with asyncio.timeout_at(deadline):
-            prepared = await gateway.decoder(image.data, model.contract.preprocessing)
+        with model.batcher.expect():
+            async with asyncio.timeout_at(deadline):
+                prepared = await gateway.decoder(image.data, model.contract.preprocessing)
     except TimeoutError:
         raise DeadlineError from None
     decode = time.perf_counter() - clock
     gateway.tracing.stage(record, "decode", clock, decode)
     clock = time.perf_counter()
-    prediction, queue, infer = await model.batcher.submit(Picture(prepared.pixels, record.traceparent), deadline)
+    picture = Picture(prepared.pixels, record.traceparent, parameters.embedding)
+    prediction, queue, infer = await model.batcher.submit(picture, deadline)
     gateway.tracing.stage(record, "queue", clock, queue)
     clock = time.perf_counter()
     result = {"id": image.id, "status": "ok", "width": prepared.width, "height": prepared.height}
@@ -167,7 +147,7 @@ def read_scores(model: ServedModel, prediction: Prediction, parameters: Paramete
         ]
     elif isinstance(parameters, TagParameters):
         answer["tags"] = _tags(model, scores, parameters)
-    if parameters.embedding:
+    if parameters.embedding and prediction.embedding is not None:
         answer["embedding"] = prediction.embedding.tolist()
     return answer
 

@@ -40,6 +40,9 @@ class Settings(BaseSettings):
         description="Triton: grpc://HOST:PORT, all of whose addresses take turns, or grpc://IP:PORT,IP:PORT; "
         "none starts the bundled one.",
     )
+    shared_memory: bool = Field(
+        True, description="Give pixels to a Triton at a loopback address through shared memory, if it takes them."
+    )
     repository: str = Field("model_repository", description="Model repository of the bundled Triton.")
     triton_home: str | None = Field(
         None, description="Where nvidia-pytriton is unpacked; by default in the environment."
@@ -83,9 +86,10 @@ class Settings(BaseSettings):
     max_images: int = Field(64, ge=1, description="Most pictures in one request.")
     max_queue_images: int = Field(512, ge=1, description="Most pictures admitted at once: decoding, queued, in flight.")
     overload_status: Literal[429, 503] = Field(503, description="Status when the queue is full.")
-    decode_threads: int | None = Field(
-        None, ge=1, description="Threads that decode pictures in each process; by default the cores, shared out."
+    decode_processes: int | None = Field(
+        None, ge=1, description="Processes that decode pictures, for each worker; by default the cores, shared out."
     )
+    decode_timeout_ms: int = Field(10_000, ge=100, description="Longest time that decoding one picture may take.")
     batches_in_flight: int = Field(2, ge=1, le=64, description="Batches that Triton works on at once, for each model.")
     request_timeout_ms: int = Field(
         30_000, ge=1, description="Deadline of a request, and the bound of the client's own."
@@ -108,10 +112,10 @@ class Settings(BaseSettings):
         return url
 
     @property
-    def decode_threads_per_worker(self) -> int:
-        """As asked for, else every core decodes once, and one thread more hides the waits."""
+    def decode_processes_per_worker(self) -> int:
+        """As asked for, else one for each core, shared out."""
         cores = len(os.sched_getaffinity(0))
-        return self.decode_threads or max(1, min(32, (cores + 1) // self.workers))
+        return self.decode_processes or max(1, min(32, cores // self.workers))
 
 
 def load_settings(**overrides: object) -> Settings:

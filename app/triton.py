@@ -1,21 +1,22 @@
-"""The one place that speaks to Triton: gRPC, asyncio, one client a process."""
+"""The one place that speaks to Triton: gRPC, asyncio, one channel a process."""
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import grpc
 import numpy as np
 import numpy.typing as npt
-from tritonclient import grpc as triton_messages
-from tritonclient.grpc import aio
-from tritonclient.utils import InferenceServerException
+from tritonclient.grpc import service_pb2 as pb
+from tritonclient.grpc import service_pb2_grpc
+from tritonclient.utils import deserialize_bytes_tensor
 
 from app.errors import DeadlineError, ServiceError, TritonAnswerError, UnavailableError
-from app.triton_url import channel_target
+from app.shared_memory import Region, SharedRegions
+from app.triton_url import channel_target, is_this_machine
 from tresnet.contract import EMBEDDING, INPUT, SCORES, ContractError, ModelContract, read_contract
 
 # Calls go to all servers in turn. All of them may be repeated, so one that meets a dying server is tried again at
@@ -50,50 +51,61 @@ _CHANNEL = [
 ]
 _CONTROL_TIMEOUT_S = 5.0
 _LABELS_TIMEOUT_S = 60.0
+_ROUNDING = 1e-5
+"""By how much a sum of float32 scores may pass 1."""
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """One picture's answer: ``float32 [C]`` scores and ``float32 [D]`` embedding."""
+    """One picture's answer: ``float32 [C]`` scores and, if it was asked for, the ``float32 [D]`` embedding."""
 
     scores: npt.NDArray[np.float32]
-    embedding: npt.NDArray[np.float32]
+    embedding: npt.NDArray[np.float32] | None
 
 
 class TritonClient:
     """Calls that raise only this service's errors."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, shared_memory: bool) -> None:
         self.address = channel_target(url)
-        self._client: aio.InferenceServerClient | None = None
+        self._wants_regions = shared_memory and is_this_machine(url)
+        self._channel: grpc.aio.Channel | None = None
+        self._stub: service_pb2_grpc.GRPCInferenceServiceStub | None = None
+        self._regions: SharedRegions | None = None
 
     async def start(self) -> None:
-        self._client = aio.InferenceServerClient(self.address, channel_args=_CHANNEL)
+        self._channel = grpc.aio.insecure_channel(self.address, options=_CHANNEL)
+        self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
+        if self._wants_regions:
+            self._regions = SharedRegions(self._stub)
+            with suppress(grpc.RpcError):
+                await self._regions.clear_away()
 
     async def close(self) -> None:
-        if self._client is not None:
-            await self._client.close()
+        if self._regions is not None:
+            with suppress(grpc.RpcError):
+                await self._regions.close()
+        if self._channel is not None:
+            await self._channel.close()
 
     @property
-    def _started(self) -> aio.InferenceServerClient:
-        if self._client is None:
+    def _started(self) -> service_pb2_grpc.GRPCInferenceServiceStub:
+        if self._stub is None:
             raise RuntimeError("start() was not called")
-        return self._client
+        return self._stub
 
     async def is_live(self) -> bool:
         """Whether Triton answers at all."""
         try:
-            return bool(await self._started.is_server_live(client_timeout=_CONTROL_TIMEOUT_S))
-        except (InferenceServerException, grpc.RpcError, asyncio.CancelledError) as error:
-            if isinstance(error, asyncio.CancelledError):
-                raise
+            return bool((await self._started.ServerLive(pb.ServerLiveRequest(), timeout=_CONTROL_TIMEOUT_S)).live)
+        except grpc.RpcError:
             return False
 
     async def index(self) -> list[tuple[str, str, str, str]]:
         """Every model version in the repository: name, version, state, reason."""
         try:
-            answer = await self._started.get_model_repository_index(client_timeout=_CONTROL_TIMEOUT_S)
-        except InferenceServerException as error:
+            answer = await self._started.RepositoryIndex(pb.RepositoryIndexRequest(), timeout=_CONTROL_TIMEOUT_S)
+        except grpc.RpcError as error:
             raise _translate(error) from error
         return [(model.name, model.version, model.state, model.reason) for model in answer.models]
 
@@ -103,10 +115,11 @@ class TritonClient:
         Raises:
             TritonAnswerError: if it is not one that this service can serve.
         """
+        request = pb.ModelConfigRequest(name=name, version=version)
         try:
-            answer = await self._started.get_model_config(name, version, client_timeout=_CONTROL_TIMEOUT_S)
+            answer = await self._started.ModelConfig(request, timeout=_CONTROL_TIMEOUT_S)
             return read_contract(answer.config, version)
-        except InferenceServerException as error:
+        except grpc.RpcError as error:
             raise _translate(error) from error
         except ContractError as error:
             raise TritonAnswerError(str(error)) from error
@@ -114,19 +127,16 @@ class TritonClient:
     async def labels(self, contract: ModelContract) -> list[str]:
         """The labels, from Triton's classification extension, which reads them from the model's label file."""
         side = contract.preprocessing.image_size
-        output = triton_messages.InferRequestedOutput(SCORES, class_count=contract.num_labels)
+        request = _request(contract, 1)
+        request.raw_input_contents.append(bytes(side * side * 3))
+        scores = request.outputs.add(name=SCORES)
+        scores.parameters["classification"].int64_param = contract.num_labels
         try:
-            answer = await self._started.infer(
-                contract.name,
-                [_input(np.zeros((1, side, side, 3), np.uint8))],
-                model_version=contract.version,
-                outputs=[output],
-                client_timeout=_LABELS_TIMEOUT_S,
-            )
-        except InferenceServerException as error:
+            answer = await self._started.ModelInfer(request, timeout=_LABELS_TIMEOUT_S)
+        except grpc.RpcError as error:
             raise _translate(error) from error
         labels = [""] * contract.num_labels
-        for entry in answer.as_numpy(SCORES).reshape(-1):
+        for entry in deserialize_bytes_tensor(answer.raw_output_contents[0]):
             _, index, *label = entry.decode("utf-8").split(":", 2)
             labels[int(index)] = label[0] if label else ""
         return labels
@@ -136,6 +146,8 @@ class TritonClient:
         contract: ModelContract,
         pictures: Sequence[npt.NDArray[np.uint8]],
         timeout_s: float,
+        *,
+        embedding: bool = False,
         headers: dict[str, str] | None = None,
     ) -> list[Prediction]:
         """One batch of ``uint8 [S, S, 3]`` pictures; one prediction a picture, in order.
@@ -143,42 +155,88 @@ class TritonClient:
         Raises:
             UnavailableError, DeadlineError, TritonAnswerError: nothing else.
         """
-        batch = np.stack(pictures)  # [N, S, S, 3]
+        request = _request(contract, len(pictures))
+        request.parameters["timeout"].int64_param = max(1, int(timeout_s * 1e6))
+        for name in (SCORES, EMBEDDING) if embedding else (SCORES,):
+            request.outputs.add(name=name)
+        metadata = tuple(headers.items()) if headers else None
         try:
-            answer = await self._started.infer(
-                contract.name,
-                [_input(batch)],
-                model_version=contract.version,
-                timeout=max(1, int(timeout_s * 1e6)),
-                client_timeout=timeout_s,
-                headers=headers,
-            )
-        except InferenceServerException as error:
+            answer = await self._infer(contract, request, pictures, timeout_s, metadata)
+        except grpc.RpcError as error:
             raise _translate(error) from error
-        scores, embeddings = answer.as_numpy(SCORES), answer.as_numpy(EMBEDDING)
-        expected = (len(batch), contract.num_labels), (len(batch), contract.embedding_size)
-        if scores is None or embeddings is None or (scores.shape, embeddings.shape) != expected:
-            raise TritonAnswerError("Triton's answer does not have the shape that the model's contract promises")
-        if not (np.isfinite(scores).all() and scores.min() >= 0.0 and scores.max() <= 1.0 + 1e-5):
+        scores = _output(answer, SCORES, (len(pictures), contract.num_labels))
+        # A comparison with NaN is false, so this refuses it too.
+        if not (scores.min() >= 0.0 and scores.max() <= 1.0 + _ROUNDING):
             raise TritonAnswerError("Triton's answer holds scores outside 0..1")
-        return [Prediction(score, embedding) for score, embedding in zip(scores, embeddings, strict=True)]
+        if not embedding:
+            return [Prediction(row, None) for row in scores]
+        embeddings = _output(answer, EMBEDDING, (len(pictures), contract.embedding_size))
+        return [Prediction(row, own) for row, own in zip(scores, embeddings, strict=True)]
+
+    async def _infer(
+        self,
+        contract: ModelContract,
+        request: pb.ModelInferRequest,
+        pictures: Sequence[npt.NDArray[np.uint8]],
+        timeout_s: float,
+        metadata: tuple[tuple[str, str], ...] | None,
+    ) -> pb.ModelInferResponse:
+        """By shared memory where Triton takes it, else over the wire."""
+        size = contract.max_batch_size * contract.preprocessing.image_size**2 * 3
+        region = await self._regions.borrow(size) if self._regions is not None else None
+        if self._regions is not None and region is not None:
+            _write(request, pictures, region)
+            try:
+                return await self._started.ModelInfer(request, timeout=timeout_s, metadata=metadata)
+            except grpc.RpcError as error:
+                if "shared memory" not in (error.details() or ""):
+                    raise
+                self._regions.forget()  # a restarted Triton has
+                region = None
+                request.inputs[0].parameters.clear()
+            finally:
+                if region is not None:
+                    self._regions.give_back(region)
+        request.raw_input_contents.append(b"".join(picture.tobytes() for picture in pictures))
+        return await self._started.ModelInfer(request, timeout=timeout_s, metadata=metadata)
 
 
-def _input(batch: npt.NDArray[np.uint8]) -> triton_messages.InferInput:
-    tensor = triton_messages.InferInput(INPUT, list(batch.shape), "UINT8")
-    tensor.set_data_from_numpy(batch)
-    return tensor
+def _request(contract: ModelContract, count: int) -> pb.ModelInferRequest:
+    side = contract.preprocessing.image_size
+    request = pb.ModelInferRequest(model_name=contract.name, model_version=contract.version)
+    request.inputs.add(name=INPUT, datatype="UINT8", shape=[count, side, side, 3])
+    return request
 
 
-def _translate(error: InferenceServerException) -> ServiceError:
+def _write(request: pb.ModelInferRequest, pictures: Sequence[npt.NDArray[np.uint8]], region: Region) -> None:
+    """The pictures into ``region``, one after the other, and where they are into ``request``."""
+    end = 0
+    for picture in pictures:
+        start, end = end, end + picture.nbytes
+        region.pixels[start:end] = picture.reshape(-1)
+    parameters = request.inputs[0].parameters
+    parameters["shared_memory_region"].string_param = region.name
+    parameters["shared_memory_byte_size"].int64_param = end
+
+
+def _output(answer: pb.ModelInferResponse, name: str, shape: tuple[int, int]) -> npt.NDArray[np.float32]:
+    for output, content in zip(answer.outputs, answer.raw_output_contents, strict=False):
+        if output.name == name and tuple(output.shape) == shape and len(content) == 4 * shape[0] * shape[1]:
+            return np.frombuffer(content, np.float32).reshape(shape)
+    raise TritonAnswerError("Triton's answer does not have the shape that the model's contract promises")
+
+
+def _translate(error: grpc.RpcError) -> ServiceError:
     """One table from Triton's status to ours."""
-    status, message = str(error.status() or ""), str(error.message() or "")
-    if "DEADLINE_EXCEEDED" in status or "Deadline Exceeded" in message or "timeout" in message.lower():
+    status, message = error.code(), str(error.details() or "")
+    if status == grpc.StatusCode.DEADLINE_EXCEEDED or "timeout" in message.lower():
         return DeadlineError()
-    if "UNAVAILABLE" in status and "not ready" not in message and "xceeds maximum queue size" not in message:
-        return UnavailableError("triton_unavailable", "the inference server cannot be reached; try again")
-    if "UNAVAILABLE" in status or "NOT_FOUND" in status:
+    if status == grpc.StatusCode.NOT_FOUND or (
+        status == grpc.StatusCode.UNAVAILABLE and ("not ready" in message or "xceeds maximum queue size" in message)
+    ):
         return UnavailableError("model_not_ready", "the model is not ready to answer; try again")
-    if "CANCELLED" in status:
+    if status == grpc.StatusCode.UNAVAILABLE:
+        return UnavailableError("triton_unavailable", "the inference server cannot be reached; try again")
+    if status == grpc.StatusCode.CANCELLED:
         return UnavailableError("triton_unavailable", "the inference server closed the connection; try again")
     return TritonAnswerError(f"the inference server could not answer: {message[:200]}")

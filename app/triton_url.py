@@ -27,3 +27,12 @@ def channel_target(url: str) -> str:
     if len(versions) > 1:
         raise ValueError(f"{url!r}: IPv4 and IPv6 addresses do not mix")
     return f"ipv{versions.pop()}:{rest}"
+
+
+def is_this_machine(url: str) -> bool:
+    """Whether ``url`` names one server at a loopback address."""
+    host, _, _ = url.partition("://")[2].rpartition(":")
+    try:
+        return host == "localhost" or ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False

@@ -63,13 +63,13 @@ class Server:
         return [pid for pid in _processes() if _parent(pid) == self.process.pid]
 
     def tritons(self) -> list[int]:
-        return [pid for pid in self.children() if "tritonserver" in _command(pid)]
+        return [pid for pid in self.children() if "tritonserver" in command(pid)]
 
     def command(self, pid: int) -> list[str]:
-        return _command(pid).split("\0")
+        return command(pid).split("\0")
 
     def workers(self) -> list[int]:
-        return [pid for pid in self.children() if "spawn_main" in _command(pid)]
+        return [pid for pid in self.children() if "spawn_main" in command(pid)]
 
     def descendants(self) -> list[int]:
         """The gateway's Triton and Triton's own helpers."""
@@ -104,7 +104,7 @@ def _parent(pid: int) -> int | None:
         return None
 
 
-def _command(pid: int) -> str:
+def command(pid: int) -> str:
     try:
         return Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace")
     except OSError:
@@ -113,7 +113,7 @@ def _command(pid: int) -> str:
 
 def processes() -> list[tuple[int, str]]:
     """Every process on this machine and its command line."""
-    return [(pid, _command(pid)) for pid in _processes()]
+    return [(pid, command(pid)) for pid in _processes()]
 
 
 def is_running(pid: int) -> bool:

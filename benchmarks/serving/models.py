@@ -1,0 +1,98 @@
+"""The models that every server in the comparison serves: one TorchScript file each, in a model repository.
+
+Weights are fresh: speed does not depend on them. The one-convolution model costs next to nothing to run, so that what
+is measured is the serving around it.
+"""
+
+from __future__ import annotations
+
+import shutil
+import warnings
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+import tresnet
+from export.golden import golden_picture
+from export.program import DTYPES, Normalisation, ServingProgram, write_program
+from export.repository import publish
+from tresnet.contract import ModelContract, Precision, VersionFacts, labels_digest
+from tresnet.heads import linear_head
+from tresnet.model import VARIANTS, TResNet, to_batch_norm
+from tresnet.picture import Preprocessing
+
+NUM_CLASSES = 1000
+MAX_BATCH_SIZE = 8
+LABELS = [f"class_{index}" for index in range(NUM_CLASSES)]
+
+
+class OneConvolution(nn.Module):
+    """``[N, 3, S, S]`` pictures to ``[N, 1000]`` logits through one strided convolution and a linear layer."""
+
+    num_features = 32
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, self.num_features, 16, 16)
+        self.head = nn.Linear(self.num_features, NUM_CLASSES)
+
+    def classify_and_embed(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        embedding = self.conv(x).mean(dim=[2, 3])
+        return self.head(embedding), embedding
+
+
+def build_model(kind: str, image_size: int, precision: Precision, repository: Path) -> Path:
+    """Publish ``kind`` (an architecture or ``one_convolution``) as ``bench`` in a new repository; returns model.pt."""
+    target = repository / "bench" / "1" / "model.pt"
+    if target.exists():
+        return target
+    shutil.rmtree(repository, ignore_errors=True)
+    torch.manual_seed(0)
+    network: nn.Module
+    if kind == "one_convolution":
+        network, features = OneConvolution(), OneConvolution.num_features
+    else:
+        variant = VARIANTS[kind]
+        network, features = to_batch_norm(TResNet(variant, linear_head(variant.num_features, NUM_CLASSES))), 2048
+    network.eval()
+    how = Preprocessing(image_size=image_size, crop_pct=0.875)
+    program = ServingProgram(network, "classify", Normalisation(), 1.0, DTYPES[precision]).eval().requires_grad_(False)
+    contract = ModelContract(
+        name="bench",
+        version="1",
+        task="classify",
+        preprocessing=how,
+        num_labels=NUM_CLASSES,
+        embedding_size=features,
+        max_batch_size=MAX_BATCH_SIZE,
+        labels_sha256=labels_digest(LABELS),
+        facts=VersionFacts(
+            architecture=kind,
+            precision=precision,
+            source_sha256="0" * 64,
+            tools={"tresnet": tresnet.__version__, "torch": torch.__version__},
+            golden=golden_picture(program, how),
+        ),
+    )
+    publish(repository, contract, LABELS, lambda path: write_program(program, path))
+    return target
+
+
+def bare_images_per_s(model: Path, image_size: int, batch_size: int = MAX_BATCH_SIZE, seconds: float = 10.0) -> float:
+    """What the program alone does in this process with every core: the bound of any server."""
+    import time
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        program = torch.jit.load(str(model)).eval()
+    pictures = torch.randint(0, 256, (batch_size, image_size, image_size, 3), dtype=torch.uint8)
+    done = 0
+    with torch.inference_mode():
+        for _ in range(3):
+            program(pictures)
+        started = time.perf_counter()
+        while time.perf_counter() - started < seconds:
+            program(pictures)
+            done += batch_size
+        return done / (time.perf_counter() - started)
