@@ -21,7 +21,7 @@ FROM base AS gateway-dependencies
 RUN apt-get update && apt-get install --yes --no-install-recommends binutils && rm -rf /var/lib/apt/lists/*
 WORKDIR /build
 COPY pyproject.toml ./
-RUN python3 -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['dependencies'], sep='\n')" \
+RUN python3 -c "import tomllib; project = tomllib.load(open('pyproject.toml', 'rb'))['project']; print(*project['dependencies'], *project['optional-dependencies']['tracing'], sep='\n')" \
         > requirements.txt \
     && python3 -m venv --without-pip /opt/venv \
     && pip --python /opt/venv/bin/python3 install --no-cache-dir --requirement requirements.txt
@@ -41,7 +41,7 @@ USER 10001:10001
 EXPOSE 8080
 # The process is up; whether its models answer is /readyz, which orchestrators ask.
 HEALTHCHECK --interval=10s --timeout=5s --start-period=20s --retries=3 \
-    CMD ["python3", "-c", "import os, urllib.request; urllib.request.urlopen(f\"http://127.0.0.1:{os.environ.get('TRESNET_PORT', 8080)}/livez\", timeout=4)"]
+    CMD ["python3", "-c", "import os, ssl, urllib.request as u; s = 'https' if 'TRESNET_TLS_CERTIFICATE' in os.environ else 'http'; u.urlopen(f\"{s}://127.0.0.1:{os.environ.get('TRESNET_PORT', 8080)}/livez\", timeout=4, context=ssl._create_unverified_context())"]
 ENTRYPOINT ["tini", "--", "tresnet"]
 CMD ["serve"]
 

@@ -12,7 +12,7 @@ python deploy/kubernetes/check.py
 echo "== policies"
 rendered=$(mktemp -d)
 trap 'rm -rf "$rendered"' EXIT
-for overlay in deploy/kubernetes/overlays/*; do
+for overlay in deploy/kubernetes/overlays/* deploy/kubernetes/examples/*/; do
     kubectl kustomize "$overlay" > "$rendered/$(basename "$overlay").yaml"
 done
 cp Dockerfile deploy/models.Dockerfile "$rendered"

@@ -31,9 +31,9 @@ _KSERVE_FIELDS = {"minReplicas", "maxReplicas"}
 
 def main() -> int:
     faults = 0
-    for folder in sorted((_HERE / "overlays").iterdir()):
+    for folder in sorted(path.parent for path in _HERE.glob("[eo]*/*/kustomization.yaml")):  # examples, overlays
         rendered = subprocess.run(["kubectl", "kustomize", folder], capture_output=True, text=True, check=True).stdout
-        faults += _report(f"overlays/{folder.name}", rendered)
+        faults += _report(str(folder.relative_to(_HERE)), rendered)
     for file in sorted((_HERE / "examples").glob("*.yaml")):
         faults += _report(f"examples/{file.name}", file.read_text())
     return 1 if faults else 0
