@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -27,7 +28,7 @@ import tresnet
 from app.record import RequestRecord
 from app.tracing import Tracing
 
-_FLUSH_TIMEOUT_MS = 3000
+_FLUSH_TIMEOUT_S = 3.0
 
 
 class Spans(Tracing):
@@ -35,8 +36,7 @@ class Spans(Tracing):
 
     def __init__(self) -> None:
         self._provider = TracerProvider(resource=_resource(), shutdown_on_exit=False)
-        self._processor = BatchSpanProcessor(_exporter())
-        self._provider.add_span_processor(self._processor)
+        self._provider.add_span_processor(BatchSpanProcessor(_exporter()))
         self._tracer = self._provider.get_tracer("tresnet.gateway", tresnet.__version__)
 
     def begin(self, record: RequestRecord) -> None:
@@ -93,8 +93,10 @@ class Spans(Tracing):
                 span.end()
 
     def close(self) -> None:
-        self._processor.force_flush(_FLUSH_TIMEOUT_MS)
-        self._provider.shutdown()
+        # The SDK waits longer than a stop should where nobody takes the spans; what is still left then is lost.
+        sending = threading.Thread(target=self._provider.shutdown, daemon=True)
+        sending.start()
+        sending.join(_FLUSH_TIMEOUT_S)
 
 
 def _resource() -> Resource:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import ssl
 import subprocess
@@ -12,7 +11,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from conftest import Guarded, Server, free_port, run_tresnet, start_server
+from conftest import Guarded, Server, run_tresnet, start_server
 from prometheus_client.parser import text_string_to_metric_families
 
 
@@ -86,7 +85,7 @@ def test_keys_are_rotated_without_a_restart(guarded: Guarded) -> None:
     wait_until(lambda: (status(guarded, guarded.key), status(guarded, successor)) == (200, 401))
 
 
-@pytest.mark.parametrize("broken", ["alice:0123", "", "alice", "bo b:" + 64 * "0", None])
+@pytest.mark.parametrize("broken", ["alice:0123", "", None])
 def test_a_broken_file_keeps_the_keys(guarded: Guarded, broken: str | None) -> None:
     before = guarded.keys_file.read_text()
     if broken is None:
@@ -178,27 +177,30 @@ def test_tls_by_flags(tmp_path: Path) -> None:
         ({"API_KEYS_FILE": "missing"}, "missing"),
         ({"API_KEYS_FILE": "broken"}, "line 2"),
         ({"API_KEY": "tresnet_x"}, "TRESNET_API_KEYS_FILE"),
-        ({"TLS_CERTIFICATE": "broken"}, "TLS"),
         ({"TLS_CERTIFICATE": "broken", "TLS_KEY": "broken"}, "TLS"),
         ({"URL_HOSTS": "*"}, "TRESNET_URL_HOSTS"),
-        ({"URL_HOSTS": "a.example", "URL_SCHEMES": "ftp"}, "TRESNET_URL_SCHEMES"),
     ],
 )
 def test_what_would_leave_it_open_or_broken_stops_the_start(
-    tmp_path: Path, variables: dict[str, str], message: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], message: str
 ) -> None:
     (tmp_path / "broken").write_text(f"alice:{64 * '0'}\nbob:{63 * '0'}\n")
     for name, value in variables.items():
-        os.environ[f"TRESNET_{name}"] = value
-    try:
-        port = free_port()
-        stopped = run_tresnet("serve", "--port", port, "--triton-url", "grpc://127.0.0.1:1", cwd=tmp_path, timeout=60)
-    finally:
-        for name in variables:
-            del os.environ[f"TRESNET_{name}"]
+        monkeypatch.setenv(f"TRESNET_{name}", value)
+    stopped = run_tresnet("serve", "--triton-url", "grpc://127.0.0.1:1", cwd=tmp_path, timeout=60)
     assert stopped.returncode == 2
     assert message in stopped.stderr
     assert 63 * "0" not in stopped.stderr
+
+
+def test_traces_without_their_packages_stop_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "opentelemetry").mkdir()
+    (tmp_path / "opentelemetry" / "__init__.py").touch()  # found in place of the real one, and empty
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("TRESNET_TRACING", "true")
+    stopped = run_tresnet("serve", "--triton-url", "grpc://127.0.0.1:1", cwd=tmp_path, timeout=60)
+    assert stopped.returncode == 2
+    assert "tresnet-serving[tracing]" in stopped.stderr
 
 
 def test_a_key_is_made_with_its_line(tmp_path: Path) -> None:
