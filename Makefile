@@ -50,13 +50,11 @@ $(VENV)/.installed-iabn: $(VENV)/.installed
 	PATH="$$PWD/$(BIN):$$PATH" $(BIN)/python -m pip install --quiet --no-build-isolation --no-cache-dir inplace-abn==1.1.0
 	touch $@
 
-# Judges /metrics. Debian's package is unpacked, not installed: it would start a server.
-$(BIN)/promtool: $(VENV)/.installed
-	folder=$$(mktemp -d) && cd $$folder && fetch="apt-get download -qq prometheus" && \
-		{ $$fetch || { apt-get update -qq && $$fetch; }; } && dpkg -x prometheus_*.deb . && \
-		cp usr/bin/promtool $(CURDIR)/$@ || echo "no promtool to be had: its test is skipped"; rm -rf $$folder
+# promtool judges /metrics; where Debian's packages are not to be had, its test is skipped.
+$(VENV)/deploy/bin/promtool: deploy/prometheus_tools.sh $(VENV)/.installed
+	sh deploy/prometheus_tools.sh $(VENV)/deploy || true
 
-test: setup-dev inplace-abn $(BIN)/promtool  ## the whole test suite, with a real Triton
+test: setup-dev inplace-abn $(VENV)/deploy/bin/promtool  ## the whole test suite, with a real Triton
 	$(BIN)/python -m pytest
 
 check: setup-dev  ## lint, format, types, imports
@@ -74,7 +72,7 @@ check-deploy: $(VENV)/deploy/.installed  ## Dockerfile, compose, Kubernetes, Pro
 render: $(VENV)/deploy/.installed  ## files that are made from others: dashboard, PrometheusRule, table of settings
 	PYTHONPATH=. $(BIN)/python deploy/render.py
 
-$(VENV)/deploy/.installed: pyproject.toml deploy/tools.sh $(VENV)/.installed-dev
+$(VENV)/deploy/.installed: pyproject.toml deploy/tools.sh deploy/prometheus_tools.sh $(VENV)/.installed-dev
 	$(BIN)/python -m pip install --quiet --editable '.[train,dev,deploy]'
 	sh deploy/tools.sh $(VENV)/deploy $(BIN)/python
 	touch $@

@@ -16,7 +16,7 @@ from conftest import Guarded
 from test_access import wait_until
 
 CLOCK_NS = 2_000_000  # the queue's time is measured in whole milliseconds
-PROMTOOL = shutil.which("promtool") or str(Path(__file__).parents[1] / ".venv/bin/promtool")
+PROMTOOL = shutil.which("promtool") or str(Path(__file__).parents[1] / ".venv/deploy/bin/promtool")
 
 
 def classify(guarded: Guarded, files: list[bytes], **headers: str) -> httpx.Response:
