@@ -193,9 +193,20 @@ def test_what_would_leave_it_open_or_broken_stops_the_start(
     assert 63 * "0" not in stopped.stderr
 
 
+NO_SDK = """
+import sys
+
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        if name == "opentelemetry.sdk":
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Missing())
+"""
+
+
 def test_traces_without_their_packages_stop_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "opentelemetry").mkdir()
-    (tmp_path / "opentelemetry" / "__init__.py").touch()  # found in place of the real one, and empty
+    (tmp_path / "sitecustomize.py").write_text(NO_SDK)  # an environment without the extra
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.setenv("TRESNET_TRACING", "true")
     stopped = run_tresnet("serve", "--triton-url", "grpc://127.0.0.1:1", cwd=tmp_path, timeout=60)
