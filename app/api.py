@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import signal
 import threading
 from collections.abc import AsyncIterator, Iterator
@@ -27,6 +28,7 @@ from app.admission import Admission
 from app.body import read_body
 from app.catalogue import Catalogue
 from app.decoder import Decoder
+from app.departure import UnreadBodies, cancelled_if_client_leaves
 from app.errors import RequestError, UnavailableError, bad_parameter
 from app.fetch import Fetcher, PublicNetwork
 from app.frame import RequestFrame, problem_response
@@ -99,7 +101,7 @@ def create_app(settings: Settings, *, network: PublicNetwork | None = None) -> F
     triton = TritonClient(settings.triton_url or "grpc://127.0.0.1:8001", shared_memory=settings.shared_memory)
     tracing = create_tracing(settings)
     catalogue = Catalogue(triton, decoder, settings, metrics, tracing)
-    admission = Admission(settings.max_queue_images, settings.overload_status)
+    admission = Admission(settings.max_queue_images, settings.max_queue_bytes, settings.overload_status)
     keys = KeyRing(Path(settings.api_keys_file) if settings.api_keys_file else None, metrics)
     gateway = Gateway(settings, metrics, catalogue, decoder, admission, keys, tracing)
     fetcher = Fetcher(settings, metrics, tracing, network or PublicNetwork())
@@ -148,6 +150,7 @@ def _add_layers(app: FastAPI, gateway: Gateway) -> None:
             allow_headers=("Authorization", "Content-Type", "X-API-Key", "X-Request-ID", "X-Request-Timeout-Ms"),
             expose_headers=("Retry-After", "Server-Timing", "X-Request-ID"),
         )
+    app.add_middleware(UnreadBodies)
 
 
 def _add_answer_routes(app: FastAPI, gateway: Gateway, state: State, fetcher: Fetcher) -> None:
@@ -157,20 +160,17 @@ def _add_answer_routes(app: FastAPI, gateway: Gateway, state: State, fetcher: Fe
         record: RequestRecord = request.state.record
         gateway.keys.take(record.key, 0)  # before the body costs anything
         deadline = asyncio.get_running_loop().time() + _timeout_s(request, gateway.settings)
-        body = await read_body(request, gateway.settings)
-        record.images = len(body.images)
-        gateway.keys.take(record.key, record.images)
-        parameters = read_parameters(kind, request.query_params, body.parameters)
-        if body.urls:
-            body = await fetcher.fill(body, deadline, record)
-        found = await answer(
-            gateway,
-            task,
-            body,
-            parameters,
-            deadline=deadline,
-            record=record,
-        )
+        gateway.admission.check()
+        with gateway.admission.hold_bytes() as take:
+            body = await read_body(request, gateway.settings, take, deadline)
+            record.images = len(body.images)
+            gateway.keys.take(record.key, record.images)
+            parameters = read_parameters(kind, request.query_params, body.parameters)
+            async with cancelled_if_client_leaves(request):
+                if body.urls:
+                    body = await fetcher.fill(body, deadline, record)
+                    take(body.held_bytes)
+                found = await answer(gateway, task, body, parameters, deadline=deadline, record=record)
         document: Any = _as_hf(found) if parameters.format == "hf" else _document(record.request_id, found)
         return _json(document, headers={"Server-Timing": record.times.header()})
 
@@ -235,7 +235,7 @@ def _timeout_s(request: Request, settings: Settings) -> float:
     given = request.headers.get("x-request-timeout-ms")
     if given is None:
         return settings.request_timeout_ms / 1000
-    if not given.isascii() or not given.isdecimal() or int(given) < 1:
+    if not re.fullmatch(r"[0-9]{1,15}", given) or int(given) < 1:
         raise bad_parameter("X-Request-Timeout-Ms must be a whole number of milliseconds above 0")
     return min(int(given), settings.request_timeout_ms) / 1000
 

@@ -11,7 +11,7 @@ Items whose caller has left or whose deadline has passed are dropped when a batc
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -54,7 +54,7 @@ class Batcher(Generic[Item, Result]):
         self._is_backlogged = is_backlogged
         self._expected = 0
         self._hold: asyncio.TimerHandle | None = None
-        self._queue: deque[_Waiting[Item, Result]] = deque()
+        self._queue: OrderedDict[_Waiting[Item, Result], None] = OrderedDict()  # who leaves is taken out at once
         self._running: set[asyncio.Task[None]] = set()
         self._pump_is_due = False
 
@@ -77,7 +77,7 @@ class Batcher(Generic[Item, Result]):
         """
         loop = asyncio.get_running_loop()
         waiting: _Waiting[Item, Result] = _Waiting(item, deadline, loop.time(), loop.create_future())
-        self._queue.append(waiting)
+        self._queue[waiting] = None
         self._on_queue_change(1)
         self._schedule_pump()
         try:
@@ -85,6 +85,10 @@ class Batcher(Generic[Item, Result]):
                 return await waiting.answer
         except TimeoutError:
             raise DeadlineError from None
+        finally:
+            if waiting in self._queue:
+                del self._queue[waiting]
+                self._on_queue_change(-1)
 
     async def close(self) -> None:
         """Wait for the batches in flight."""
@@ -111,7 +115,7 @@ class Batcher(Generic[Item, Result]):
         if not self._queue or not self._expected or len(self._queue) >= min(_COMPANY, self._max_batch_size):
             return False
         loop = asyncio.get_running_loop()
-        until = self._queue[0].queued_at + _LONGEST_HOLD_S
+        until = next(iter(self._queue)).queued_at + _LONGEST_HOLD_S
         if until <= loop.time() or not self._is_backlogged():
             return False
         self._hold = loop.call_at(until, self._schedule_pump)
@@ -121,7 +125,7 @@ class Batcher(Generic[Item, Result]):
         now = asyncio.get_running_loop().time()
         batch: list[_Waiting[Item, Result]] = []
         while self._queue and len(batch) < self._max_batch_size:
-            waiting = self._queue.popleft()
+            waiting, _ = self._queue.popitem(last=False)
             self._on_queue_change(-1)
             if not waiting.answer.done() and waiting.deadline > now:
                 batch.append(waiting)

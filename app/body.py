@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +17,8 @@ from starlette.requests import ClientDisconnect, Request
 from app.errors import DeadlineError, RequestError, ServiceError
 from app.settings import Settings
 
+_MAX_JSON_ITEMS = 100_000
+"""Most commas and brackets in a JSON body: each may become an object of some hundred bytes."""
 _RAW_TYPES = {"", "application/octet-stream", "application/x-www-form-urlencoded"}
 
 
@@ -36,13 +38,19 @@ class Body:
     parameters: dict[str, Any] = field(default_factory=dict)
     urls: dict[int, str] = field(default_factory=dict)
 
+    @property
+    def held_bytes(self) -> int:
+        """Of all pictures that are here."""
+        return sum(len(image.data) for image in self.images if isinstance(image.data, bytes))
 
-async def read_body(request: Request, settings: Settings) -> Body:
-    """Read and take apart the body, in any of its three forms.
+
+async def read_body(request: Request, settings: Settings, take: Callable[[int], None], deadline: float) -> Body:
+    """Read and take apart the body, in any of its three forms. ``take`` is told of bytes as they arrive.
 
     Raises:
         RequestError: 400 malformed, 413 too large or too many, 415 not a picture's media type.
-        DeadlineError: if the client takes longer than ``body_timeout_ms`` to send it.
+        DeadlineError: if the client takes longer than ``body_timeout_ms``, or until ``deadline``, to send it.
+        OverloadError: from ``take``.
     """
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     is_multipart = media_type == "multipart/form-data"
@@ -53,25 +61,26 @@ async def read_body(request: Request, settings: Settings) -> Body:
             "unsupported_media_type",
             f"{media_type!r} is no picture: send its bytes as image/*, as multipart/form-data, or JSON",
         )
-    data = await _read_bytes(request, settings)
+    data = await _read_bytes(request, settings, take, deadline)
     if not data:
         raise RequestError(400, "empty_body", "the body is empty: send a picture")
     if is_json:
-        body = _from_json(data)
+        body = _from_json(data, settings)
     elif is_multipart:
         body = await _from_multipart(request, data, settings)
     else:
         body = Body([ImageInput("0", data)])
-    if len(body.images) > settings.max_images:
-        raise RequestError(
-            413,
-            "too_many_images",
-            f"{len(body.images)} pictures in one request; at most {settings.max_images} are accepted",
-        )
     return body
 
 
-async def _read_bytes(request: Request, settings: Settings) -> bytes:
+def _check_count(images: int, settings: Settings) -> None:
+    if images > settings.max_images:
+        raise RequestError(
+            413, "too_many_images", f"{images} pictures in one request; at most {settings.max_images} are accepted"
+        )
+
+
+async def _read_bytes(request: Request, settings: Settings, take: Callable[[int], None], deadline: float) -> bytes:
     too_large = RequestError(
         413, "body_too_large", f"the body is too large; at most {settings.max_body_bytes:,} bytes are accepted"
     )
@@ -81,16 +90,18 @@ async def _read_bytes(request: Request, settings: Settings) -> bytes:
     chunks: list[bytes] = []
     size = 0
     try:
-        async with asyncio.timeout(settings.body_timeout_ms / 1000):
+        body_deadline = asyncio.get_running_loop().time() + settings.body_timeout_ms / 1000
+        async with asyncio.timeout_at(min(body_deadline, deadline)):
             async for chunk in request.stream():
                 size += len(chunk)
                 if size > settings.max_body_bytes:
                     raise too_large
+                take(len(chunk))
                 chunks.append(chunk)
     except TimeoutError:
         raise DeadlineError from None
     except ClientDisconnect as error:
-        raise RequestError(400, "malformed_request", "the client left before its body was whole") from error
+        raise RequestError(400, "client_left", "the client left before its body was whole") from error
     return b"".join(chunks)
 
 
@@ -110,6 +121,8 @@ async def _from_multipart(request: Request, data: bytes, settings: Settings) -> 
         form = await parser.parse()
     except (MultiPartException, KeyError, ValueError) as error:
         message = getattr(error, "message", str(error))
+        if message.startswith("Too many files"):
+            _check_count(4 * settings.max_images + 1, settings)
         raise RequestError(400, "malformed_request", f"the multipart body cannot be read: {message}") from error
     try:
         parts = [part for name, part in form.multi_items() if name == "image"]
@@ -117,13 +130,16 @@ async def _from_multipart(request: Request, data: bytes, settings: Settings) -> 
             raise RequestError(400, "missing_image", "the multipart body has no part named 'image'")
         if any(not isinstance(part, UploadFile) for part in parts):
             raise RequestError(400, "missing_image", "the part named 'image' must be a file: with curl, -F image=@FILE")
+        _check_count(len(parts), settings)
         contents = [await part.read() for part in parts if isinstance(part, UploadFile)]
     finally:
         await form.close()
     return Body([ImageInput(str(index), content) for index, content in enumerate(contents)])
 
 
-def _from_json(data: bytes) -> Body:
+def _from_json(data: bytes, settings: Settings) -> Body:
+    if sum(map(data.count, (b",", b"[", b"{"))) > _MAX_JSON_ITEMS:
+        raise RequestError(413, "too_many_images", f"the JSON body has more than {_MAX_JSON_ITEMS:,} items")
     try:
         document = orjson.loads(data)
     except orjson.JSONDecodeError as error:
@@ -133,6 +149,7 @@ def _from_json(data: bytes) -> Body:
     images = document.get("images")
     if not isinstance(images, list) or not images:
         raise RequestError(400, "missing_image", "the JSON body has no 'images': a list of objects with 'b64'")
+    _check_count(len(images), settings)
     parameters = document.get("parameters", {})
     if not isinstance(parameters, dict):
         raise _malformed("'parameters' must be an object")

@@ -73,7 +73,7 @@ class OverloadError(ServiceError):
     code = "queue_full"
 
     def __init__(self, status: int, retry_after_s: float) -> None:
-        super().__init__("too many pictures are waiting; try again later", retry_after_s=retry_after_s)
+        super().__init__("too much is waiting; try again later", retry_after_s=retry_after_s)
         self.status = status
 
 

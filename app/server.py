@@ -21,6 +21,7 @@ from app.bundled_triton import BundledTriton, default_home
 from app.keys import read_keys
 from app.logs import configure_logging
 from app.metrics import MULTIPROCESS_DIR
+from app.protocol import BoundedHeadProtocol
 from app.settings import Settings
 from app.tracing import create_tracing, triton_trace_options
 from tresnet.errors import UserError
@@ -51,7 +52,7 @@ def run(settings: Settings) -> None:
             port=settings.port,
             workers=settings.workers,
             loop="uvloop",
-            http="httptools",
+            http=BoundedHeadProtocol,
             log_config=None,
             access_log=False,
             server_header=False,

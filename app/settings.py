@@ -27,6 +27,11 @@ Origins = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
 Schemes = Annotated[tuple[Literal["https", "http"], ...], NoDecode, BeforeValidator(_split), Field(min_length=1)]
 
 
+def _number(value: object) -> object:
+    """A choice among numbers is not read from text by itself."""
+    return int(value) if isinstance(value, str) and value.isdecimal() else value
+
+
 class Settings(BaseSettings):
     """Frozen and validated; a bad value or an unknown ``TRESNET_`` variable stops the start."""
 
@@ -85,7 +90,12 @@ class Settings(BaseSettings):
     max_pixels: int = Field(64_000_000, ge=400, description="Most pixels in one picture.")
     max_images: int = Field(64, ge=1, description="Most pictures in one request.")
     max_queue_images: int = Field(512, ge=1, description="Most pictures admitted at once: decoding, queued, in flight.")
-    overload_status: Literal[429, 503] = Field(503, description="Status when the queue is full.")
+    max_queue_bytes: int = Field(
+        512 * 2**20, ge=1024, description="Most bytes of bodies held at once, as sent: arriving, waiting, in work."
+    )
+    overload_status: Annotated[Literal[429, 503], BeforeValidator(_number)] = Field(
+        503, description="Status when the queue is full."
+    )
     decode_processes: int | None = Field(
         None, ge=1, description="Processes that decode pictures, for each worker; by default the cores, shared out."
     )

@@ -86,11 +86,11 @@ def test_memory_is_bounded_for_whole_and_for_lying_pictures() -> None:
     """In a process whose memory is limited as a decoder's: the costliest kinds fit in, what hides its size does not."""
     pixels = 1024 * 1024
     script = f"""
-import io, struct, sys
-from PIL import Image
-from tresnet.picture import Preprocessing, UndecodablePictureError, limit_memory, prepare
+import sys
+from app.decode_process import _limit_memory
+from tresnet.picture import Preprocessing, UndecodablePictureError, prepare
 files = sys.stdin.buffer.read()
-limit_memory({pixels})
+_limit_memory({pixels})
 while files:
     size, files = int.from_bytes(files[:4]), files[4:]
     data, files = files[:size], files[size:]
@@ -107,7 +107,7 @@ while files:
         image.save(buffer, format_, **options)
         files.append(buffer.getvalue())
     buffer = io.BytesIO()
-    Image.new("RGB", (8192, 8192)).save(buffer, "AVIF", speed=10, quality=10, subsampling="4:4:4")
+    Image.new("RGB", (11_000, 11_000)).save(buffer, "AVIF", speed=10, quality=10, subsampling="4:4:4")
     flat = buffer.getvalue()
     size = flat.index(b"ispe") + 8
     files[1:1] = [flat[:size] + struct.pack(">II", 1, 1) + flat[size + 8 :]]

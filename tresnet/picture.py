@@ -12,10 +12,8 @@ from __future__ import annotations
 
 import io
 import math
-import resource
 import warnings
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -53,11 +51,6 @@ _TRANSPOSES = {
     8: Image.Transpose.ROTATE_90,
 }
 _INTERPOLATIONS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
-
-DECODING_BYTES_PER_PIXEL = 24
-"""What decoding one picture takes at most, for each of ``max_pixels``; the most that was seen is 16.5 (WebP)."""
-_DECODING_BYTES = 128 * 2**20
-"""What it may take beside that: the file, a decoder's tables and windows, allocators' waste."""
 
 _FILTER_SUPPORT = {"bilinear": 1.0, "bicubic": 2.0}
 """Half the filter's width, in pixels of the coarser of source and result."""
@@ -151,18 +144,6 @@ def prepare(data: bytes, how: Preprocessing, *, max_pixels: int = DEFAULT_MAX_PI
         if orientation >= 5:
             width, height = height, width
     return PreparedPicture(np.asarray(small), width, height)
-
-
-def limit_memory(max_pixels: int) -> None:
-    """Let this process grow by what a picture of ``max_pixels`` can need, and no further.
-
-    For a process that does nothing but :func:`prepare`: a file whose coded frames are larger than it says (AVIF can
-    hide them) then raises ``UndecodablePictureError`` rather than filling the machine.
-    """
-    status = Path("/proc/self/status").read_text()
-    held_kib = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmData:"))
-    limit = held_kib * 1024 + DECODING_BYTES_PER_PIXEL * max_pixels + _DECODING_BYTES
-    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
 
 
 def _open(data: bytes, max_pixels: int) -> tuple[Image.Image, int]:

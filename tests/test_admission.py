@@ -1,0 +1,292 @@
+"""What is too much, too slow, or gone: bounded before it costs."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+from conftest import Server, start_server
+from prometheus_client.parser import text_string_to_metric_families
+
+from app.admission import Admission
+from app.errors import OverloadError
+
+JSON = {"Content-Type": "application/json"}
+MULTIPART = {"Content-Type": "multipart/form-data; boundary=b"}
+PART = b'--b\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n'
+MAX_BODY, MAX_QUEUE_BYTES, MAX_QUEUE = 2**20, 3 * 2**20, 32
+
+
+@pytest.fixture(scope="module")
+def small_server(models: Path) -> Iterator[Server]:
+    """A gateway whose bounds are near."""
+    running = start_server(
+        models,
+        max_body_bytes=MAX_BODY,
+        max_queue_bytes=MAX_QUEUE_BYTES,
+        max_queue_images=MAX_QUEUE,
+        max_images=8,
+        body_timeout_ms=3000,
+        overload_status=429,
+    )
+    try:
+        running.wait_ready(60)
+        yield running
+    finally:
+        running.process.send_signal(signal.SIGINT)
+        running.process.wait(40)
+
+
+def metric(server: Server, name: str, **labels: str) -> float:
+    return sum(
+        sample.value
+        for family in text_string_to_metric_families(httpx.get(f"{server.url}/metrics", timeout=30).text)
+        for sample in family.samples
+        if sample.name == name and labels.items() <= sample.labels.items()
+    )
+
+
+@contextmanager
+def connected(server: Server, *, length: int | None, path: str = "/classify") -> Iterator[socket.socket]:
+    """A connection that has sent a request's head; the body is ``length`` bytes, or chunked."""
+    host, port = server.url.removeprefix("http://").split(":")
+    framing = "Transfer-Encoding: chunked" if length is None else f"Content-Length: {length}"
+    with socket.create_connection((host, int(port)), timeout=30) as client:
+        client.sendall(f"POST {path} HTTP/1.1\r\nHost: {host}\r\n{framing}\r\n\r\n".encode())
+        yield client
+
+
+def answer_on(client: socket.socket) -> tuple[int, dict[str, str], dict[str, object]]:
+    """Status, headers and document of an answer after which the server closes the connection."""
+    received = b""
+    while part := client.recv(65536):
+        received += part
+    head, _, body = received.partition(b"\r\n\r\n")
+    first, *lines = head.decode().split("\r\n")
+    headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines)}
+    return int(first.split()[1]), headers, json.loads(body)
+
+
+@contextmanager
+def triton_stopped(server: Server) -> Iterator[None]:
+    """The bundled Triton and its helpers do not run."""
+    stopped = [pid for pid in server.descendants() if pid not in server.workers()]
+    for pid in stopped:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for pid in stopped:
+            os.kill(pid, signal.SIGCONT)
+
+
+def until(condition: object, seconds: float = 30) -> None:
+    started = time.monotonic()
+    while not condition():  # type: ignore[operator]
+        assert time.monotonic() - started < seconds
+        time.sleep(0.05)
+
+
+def test_retry_after_grows_with_what_is_inside_and_follows_the_rate() -> None:
+    now = 0.0
+    admission = Admission(1000, 2**30, 503, clock=lambda: now)
+
+    def serve(images: int, seconds: float) -> None:
+        nonlocal now
+        with admission.admit(images):
+            now += seconds
+
+    for _ in range(20):
+        serve(10, 1.0)  # 10 a second
+    now += 3600  # an idle hour says nothing about the rate
+    with admission.admit(50):
+        waits = [admission.retry_after_s()]
+        with admission.admit(50):
+            waits.append(admission.retry_after_s())
+            with admission.admit(100):
+                waits.append(admission.retry_after_s())
+    assert waits == pytest.approx([5, 10, 20], rel=0.01)
+    for _ in range(60):
+        serve(100, 1.0)
+    with admission.admit(1000), pytest.raises(OverloadError) as refused, admission.admit(1):
+        pass
+    assert refused.value.retry_after_s == pytest.approx(10, rel=0.2)
+
+
+def test_chunked_body_is_read_to_the_bound_only(small_server: Server) -> None:
+    with connected(small_server, length=None) as client:
+        sent = 0
+        chunk = b"10000\r\n" + bytes(65536) + b"\r\n"
+        client.settimeout(15)
+        try:
+            while sent < 2**29:
+                client.sendall(chunk)
+                sent += 65536
+        except OSError:
+            pass
+        assert sent < 2**28
+    with connected(small_server, length=None) as client:
+        for _ in range(MAX_BODY // 65536 + 1):
+            client.sendall(chunk)
+        status, headers, document = answer_on(client)
+    assert (status, document["code"], headers["connection"]) == (413, "body_too_large", "close")
+
+
+def test_bytes_in_flight_are_bounded(small_server: Server, digit_files: list[bytes]) -> None:
+    """Bodies that never end fill the room; the next is refused with Retry-After; room is free again when they leave."""
+    held = []
+    refused: list[tuple[int, dict[str, str], dict[str, object]]] = []
+    for _ in range(MAX_QUEUE_BYTES // MAX_BODY + 1):
+        context = connected(small_server, length=MAX_BODY)
+        client = context.__enter__()
+        held.append((context, client))
+        client.sendall(bytes(MAX_BODY - 1))
+    with ThreadPoolExecutor(len(held)) as pool:
+        refused += pool.map(lambda pair: answer_on(pair[1]), held)
+    for context, _ in held:
+        context.__exit__(None, None, None)
+    codes = [document["code"] for _, _, document in refused]
+    assert codes.count("queue_full") >= 1
+    assert set(codes) == {"queue_full", "deadline_exceeded"}
+    for status, headers, document in refused:
+        assert (status, document["status"]) in ((429, 429), (504, 504))
+        if status == 429:
+            assert int(headers["retry-after"]) >= 1
+    assert httpx.post(f"{small_server.url}/classify", content=digit_files[0], timeout=30).status_code == 200
+
+
+def test_a_byte_a_second_times_out(small_server: Server) -> None:
+    started = time.monotonic()
+    with connected(small_server, length=1000) as client:
+        stop = threading.Event()
+
+        def dribble() -> None:
+            while not stop.wait(0.5):
+                try:
+                    client.sendall(b"x")
+                except OSError:
+                    return
+
+        sender = threading.Thread(target=dribble)
+        sender.start()
+        status, _, document = answer_on(client)
+        stop.set()
+        sender.join()
+    assert (status, document["code"]) == (504, "deadline_exceeded")
+    assert 2.5 < time.monotonic() - started < 20
+
+
+def test_a_dribbled_head_and_an_endless_one_are_cut_off(small_server: Server) -> None:
+    host, port = small_server.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=40) as client:
+        client.sendall(b"POST /classify HTTP/1.1\r\nX-Slow: ")
+        assert client.recv(100) == b""
+    with socket.create_connection((host, int(port)), timeout=40) as client, pytest.raises(OSError):
+        client.sendall(b"GET / HTTP/1.1\r\nX-Long: ")
+        for _ in range(1000):
+            client.sendall(b"x" * 65536)
+
+
+@pytest.mark.parametrize(
+    ("body", "headers", "status", "code"),
+    [
+        (b"[" * 100_000, JSON, 400, "malformed_request"),
+        (b'{"images":' + b"[" * 900 + b"]" * 900 + b"}", JSON, 400, "malformed_request"),
+        (b'{"images":[' + b"[]," * 200_000 + b"[]]}", JSON, 413, "too_many_images"),
+        (b'{"images":[' + b'{"b64":""},' * 8 + b'{"b64":""}]}', JSON, 413, "too_many_images"),
+        (b'{"images":[{"b64":"","id":1e999}]}', JSON, 400, "malformed_request"),
+        (b'{"images":[{"b64":"","id":' + b"9" * 5000 + b"}]}", JSON, 400, "malformed_request"),
+        (b'{"images":[{"b64":"!!!!"}]}', JSON, 422, "undecodable_image"),
+        (
+            (PART + b"\r\nx\r\n") * 5000 + b"--b--\r\n",
+            MULTIPART,
+            413,
+            "too_many_images",
+        ),
+        (
+            b'--b\r\nContent-Disposition: form-data; name="x"\r\n\r\nx\r\n' * 5000 + b"--b--\r\n",
+            MULTIPART,
+            400,
+            "malformed_request",
+        ),
+        (
+            PART + b"X: " + b"x" * 500_000 + b"\r\n\r\nx\r\n--b--",
+            MULTIPART,
+            400,
+            "malformed_request",
+        ),
+    ],
+)  # fmt: skip
+def test_bodies_made_to_cost(
+    small_server: Server, body: bytes, headers: dict[str, str], status: int, code: str
+) -> None:
+    answer = httpx.post(f"{small_server.url}/classify", content=body, headers=headers, timeout=30)
+    assert (answer.status_code, answer.json()["code"]) == (status, code)
+
+
+def test_equal_ids_are_answered_in_order(small_server: Server, digit_files: list[bytes]) -> None:
+    entries = [{"id": "same", "b64": base64.b64encode(file).decode()} for file in digit_files[:3]]
+    results = httpx.post(f"{small_server.url}/classify", json={"images": entries}, timeout=30).json()["results"]
+    assert [result["id"] for result in results] == ["same"] * 3
+    for file, result in zip(digit_files, results, strict=False):
+        alone = httpx.post(f"{small_server.url}/classify", content=file, timeout=30).json()["results"][0]
+        assert result["predictions"][0]["label"] == alone["predictions"][0]["label"]
+
+
+def test_full_queue_is_refused_and_who_hangs_up_frees_his_place(small_server: Server, digit_files: list[bytes]) -> None:
+    """200 clients ask of a Triton that stands still and leave; it is asked for next to nothing when it goes on."""
+    asked_before = metric(small_server, "tresnet_batch_size_sum")
+    with triton_stopped(small_server):
+        for _ in range(200 // MAX_QUEUE + 1):
+            clients = [connected(small_server, length=len(digit_files[0])) for _ in range(MAX_QUEUE)]
+            for client in [context.__enter__() for context in clients]:
+                client.sendall(digit_files[0])
+            until(lambda: _is_full(small_server, digit_files[0]))
+            for context in clients:
+                context.__exit__(None, None, None)
+            until(lambda: metric(small_server, "tresnet_queue_depth_images") == 0)
+    until(lambda: httpx.post(f"{small_server.url}/classify", content=digit_files[0], timeout=60).status_code == 200)
+    assert metric(small_server, "tresnet_batch_size_sum") - asked_before < 100
+    left = metric(small_server, "tresnet_http_requests_total", route="/classify", code="400")
+    assert left >= 150
+    assert metric(small_server, "tresnet_http_requests_total", code="500") == 0
+    assert metric(small_server, "tresnet_rejected_total", reason="queue_full") >= 1
+
+
+def _is_full(server: Server, picture: bytes) -> bool:
+    """Whether one more is refused; if not, it leaves soon by its deadline."""
+    answer = httpx.post(f"{server.url}/classify", content=picture, headers={"X-Request-Timeout-Ms": "50"}, timeout=30)
+    if answer.status_code != 429:
+        return False
+    assert answer.json()["code"] == "queue_full"
+    assert int(answer.headers["retry-after"]) >= 1
+    return True
+
+
+def test_what_expired_is_not_computed(small_server: Server, digit_files: list[bytes]) -> None:
+    def ask(headers: dict[str, str]) -> httpx.Response:
+        return httpx.post(f"{small_server.url}/classify", content=digit_files[0], headers=headers, timeout=60)
+
+    with ThreadPoolExecutor(20) as pool:
+        with triton_stopped(small_server):
+            asked_before = metric(small_server, "tresnet_batch_size_sum")
+            patient = []
+            for number in (1, 2):  # the two batches that may be at Triton
+                patient.append(pool.submit(ask, {}))
+                until(lambda number=number: metric(small_server, "tresnet_inflight_images") == number)
+            hasty = list(pool.map(ask, [{"X-Request-Timeout-Ms": "400"}] * 18))
+            assert {answer.json()["code"] for answer in hasty} == {"deadline_exceeded"}
+            assert metric(small_server, "tresnet_queue_depth_images") == 0
+        assert [job.result().status_code for job in patient] == [200, 200]
+    assert metric(small_server, "tresnet_batch_size_sum") - asked_before == 2
