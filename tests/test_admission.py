@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import httpx
@@ -39,6 +39,7 @@ def small_server(models: Path) -> Iterator[Server]:
         max_images=8,
         body_timeout_ms=3000,
         overload_status=429,
+        triton_poll_ms=60_000,  # a Triton that stands still in a test is not to be noticed meanwhile
     )
     try:
         running.wait_ready(60)
@@ -81,14 +82,15 @@ def answer_on(client: socket.socket) -> tuple[int, dict[str, str], dict[str, obj
 @contextmanager
 def triton_stopped(server: Server) -> Iterator[None]:
     """The bundled Triton and its helpers do not run."""
-    stopped = [pid for pid in server.descendants() if pid not in server.workers()]
+    stopped = [pid for pid in server.descendants() if b"triton" in Path(f"/proc/{pid}/cmdline").read_bytes()]
     for pid in stopped:
         os.kill(pid, signal.SIGSTOP)
     try:
         yield
     finally:
         for pid in stopped:
-            os.kill(pid, signal.SIGCONT)
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
 
 
 def until(condition: object, seconds: float = 30) -> None:
