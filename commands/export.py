@@ -113,7 +113,7 @@ def _labels(path: Path | None, own: list[str]) -> list[str]:
     labels = own
     if path is not None:
         try:
-            labels = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+            labels = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
         except (OSError, UnicodeDecodeError) as error:
             raise CheckpointError(f"{path}: cannot be read as a file of labels: {error}") from error
     if len(labels) != len(own):

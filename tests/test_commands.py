@@ -7,21 +7,24 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import Server, random_checkpoint, run_tresnet
+from conftest import Server, random_checkpoint, run_side_by_side, run_tresnet
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
 
-@pytest.mark.parametrize("command", [[], ["train"], ["eval"], ["export"], ["serve"], ["classify"], ["tag"]])
-def test_help(command: list[str], tmp_path: Path) -> None:
-    assert run_tresnet(*command, "--help", cwd=tmp_path).returncode == 0
+def test_help(tmp_path: Path) -> None:
+    commands = ("train", "eval", "export", "serve", "classify", "tag", "bench")
+    for done in run_side_by_side([("--help",), *((command, "--help") for command in commands)], cwd=tmp_path):
+        assert done.returncode == 0
+        assert "Usage" in done.stdout
 
 
 def test_not_a_checkpoint(tmp_path: Path) -> None:
     (tmp_path / "text.pt").write_text("hello")
     torch.save({"a": 1}, tmp_path / "other.pt")
-    for name in ("text.pt", "other.pt", "missing.pt"):
-        result = run_tresnet("export", name, "--task", "classify", "--name", "m", cwd=tmp_path)
+    names = ("text.pt", "other.pt", "missing.pt")
+    calls = [("export", name, "--task", "classify", "--name", "m") for name in names]
+    for name, result in zip(names, run_side_by_side(calls, cwd=tmp_path), strict=True):
         assert result.returncode == 2
         assert len(result.stderr.strip().splitlines()) == 1
         assert name in result.stderr

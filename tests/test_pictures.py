@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import run_tresnet
+from conftest import run_side_by_side
 
 from training.augment import Augmentation, mix
 from training.data import _Steps
@@ -116,23 +116,22 @@ def test_a_data_set_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         open_pictures("hf://other")
 
 
-@pytest.mark.parametrize(
-    ("name", "content"),
-    [
-        ("labels.csv", b"file,class\na,b\n"),
-        ("annotations/instances_train.json", b"{}"),
-        ("train-0.tar", b"not a tar"),
-        ("train-images-idx3-ubyte.gz", b"\x1f\x8bbroken"),
-        ("readme.txt", b"nothing here"),
-    ],
-)
-def test_data_that_is_none_is_refused_in_one_sentence(tmp_path: Path, name: str, content: bytes) -> None:
-    write(tmp_path / "data" / name, content)
-    done = run_tresnet("train", "transfer", "--data", "data", cwd=tmp_path)
-    assert done.returncode == 2, done.stderr
-    assert done.stderr.startswith("error: data"), done.stderr
-    assert "Traceback" not in done.stderr
-    assert not (tmp_path / "runs" / "transfer" / "last.pt").exists()
+def test_data_that_is_none_is_refused_in_one_sentence(tmp_path: Path) -> None:
+    broken = {
+        "table": ("labels.csv", b"file,class\na,b\n"),
+        "coco": ("annotations/instances_train.json", b"{}"),
+        "shards": ("train-0.tar", b"not a tar"),
+        "idx": ("train-images-idx3-ubyte.gz", b"\x1f\x8bbroken"),
+        "text": ("readme.txt", b"nothing here"),
+    }
+    for folder, (name, content) in broken.items():
+        write(tmp_path / folder / name, content)
+    arguments = [("train", "transfer", "--data", folder, "--out", f"run-{folder}") for folder in broken]
+    for folder, done in zip(broken, run_side_by_side(arguments, cwd=tmp_path), strict=True):
+        assert done.returncode == 2, done.stderr
+        assert done.stderr.startswith(f"error: {folder}"), done.stderr
+        assert "Traceback" not in done.stderr
+        assert not (tmp_path / f"run-{folder}" / "last.pt").exists()
 
 
 def test_pictures_that_cannot_be_read_are_named_or_skipped(tmp_path: Path) -> None:

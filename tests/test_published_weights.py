@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 import safetensors.torch
 import torch
-from conftest import run_tresnet
+from conftest import run_side_by_side, run_tresnet
 from google.protobuf import text_format
 from published import authors_form, ml_decoder, timm_network, two_linear
 from torch import Tensor
@@ -49,22 +50,23 @@ def assert_equal_scores(program: torch.jit.ScriptModule, expected: Tensor, x: Te
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
-@pytest.mark.parametrize("form", ["authors", "timm"])
 @pytest.mark.parametrize("size", [96, *(pytest.param(size, marks=pytest.mark.slow) for size in (224, 448))])
-def test_scores_equal_the_published_network(arch: str, form: str, size: int, tmp_path: Path) -> None:
+def test_scores_equal_the_published_network(arch: str, size: int, tmp_path: Path) -> None:
     network = timm_network(arch, 37)
-    if form == "authors":
-        file = tmp_path / "w.pth"
-        torch.save({"model": {f"module.{k}": v for k, v in authors_form(network).items()}}, file)
-    else:
-        file = tmp_path / "w.safetensors"
-        safetensors.torch.save_file(network.state_dict(), file)
-    program, config, labels = export(file, "classify", "--image-size", size)
+    files = [tmp_path / "authors" / "w.pth", tmp_path / "timm" / "w.safetensors"]
+    for file in files:
+        file.parent.mkdir()
+    torch.save({"model": {f"module.{k}": v for k, v in authors_form(network).items()}}, files[0])
+    safetensors.torch.save_file(network.state_dict(), files[1])
+    with ThreadPoolExecutor(2) as pool:
+        exported = list(pool.map(lambda file: export(file, "classify", "--image-size", size), files))
     x = pictures(size)
     with torch.no_grad():
-        assert_equal_scores(program, network(planar(x)).softmax(1), x)
-    assert json.loads(config.parameters["version.1"].string_value)["architecture"] == arch
-    assert labels[:2] == ["class_0", "class_1"]
+        expected = network(planar(x)).softmax(1)
+    for program, config, labels in exported:
+        assert_equal_scores(program, expected, x)
+        assert json.loads(config.parameters["version.1"].string_value)["architecture"] == arch
+        assert labels[:2] == ["class_0", "class_1"]
 
 
 @pytest.mark.parametrize("size", [224, 448])
@@ -128,6 +130,7 @@ def test_bad_files_are_refused_in_one_sentence(tmp_path: Path) -> None:
     torch.save({k: v for k, v in state.items() if not k.startswith("head.")}, tmp_path / "headless.pth")
     torch.save({k: v for k, v in state.items() if "layer1.0.conv2.1" not in k}, tmp_path / "incomplete.pth")
     torch.save({"model": state, "idx_to_class": {0: "a"}}, tmp_path / "misnamed.pth")
+    torch.save({"model": state, "idx_to_class": {"a": "a"}}, tmp_path / "misindexed.pth")
     torch.save(torch.nn.Linear(2, 2).state_dict(), tmp_path / "other.pth")
     (tmp_path / "code.pth").write_bytes(pickle.dumps(RunsCode(tmp_path / "ran")))
     torch.save({"model": RunsCode(tmp_path / "ran")}, tmp_path / "code2.pth")
@@ -137,10 +140,14 @@ def test_bad_files_are_refused_in_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "labels.txt").write_text("a\nb\nc\n")
     cases = [(path.name,) for path in tmp_path.glob("*.*th*") if path.name != "good.pth"]
     cases += [("broken.safetensors",), ("hf://timm/tresnet_m.miil_in1k",), ("good.pth", "--labels", "labels.txt")]
-    cases += [("good.pth", "--arch", "tresnet_l"), ("good.pth", "--negative-slope", "0.5", "--mean", "a,b")]
-    assert len(cases) == 14
-    for case in cases:
-        result = run_tresnet("export", *case, "--task", "classify", "--name", "m", cwd=tmp_path)
+    cases += [
+        ("good.pth", "--arch", "tresnet_l"),
+        ("good.pth", "--image-size", "30"),
+        ("good.pth", "--negative-slope", "0.5", "--mean", "a,b"),
+    ]
+    assert len(cases) == 16
+    calls = [("export", *case, "--task", "classify", "--name", "m") for case in cases]
+    for case, result in zip(cases, run_side_by_side(calls, cwd=tmp_path), strict=True):
         assert result.returncode == 2, case
         assert "Traceback" not in result.stderr
         assert len(result.stderr.strip().splitlines()) == 1, result.stderr

@@ -15,7 +15,6 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 import torch
-from sklearn.model_selection import train_test_split
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -139,6 +138,8 @@ def _three_splits(where: str, splits: dict[str, Pictures], recipe: Recipe, seed:
 
 def _split(pictures: Pictures, share: float, seed: int) -> tuple[Pictures, Pictures]:
     """The larger and the smaller part; every class in both where pictures have one label and there are enough."""
+    from sklearn.model_selection import train_test_split  # a second of loading, which split data need not wait for
+
     classes = [target[0] if len(target) == 1 else -1 for target in pictures.targets]
     smaller = max(1, round(share * len(pictures)))
     enough = -1 not in classes and min(np.unique(classes, return_counts=True)[1]) >= 2

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 
 from training.pictures import Pictures, Pixels, encode_png, in_memory
 from tresnet.picture import Preprocessing, prepare
@@ -90,6 +88,9 @@ def multidigits(how: Preprocessing, seed: int, count: int) -> tuple[FreshCanvase
 
 def _load_digits(seed: int) -> Iterator[tuple[Pixels, Classes]]:
     """Train, validation and test digits: ``uint8 [N, 8, 8]`` and their classes."""
+    from sklearn.datasets import load_digits  # a second of loading, which only these recipes need
+    from sklearn.model_selection import train_test_split
+
     data = load_digits()
     pixels = np.round(data.images * (255 / 16)).astype(np.uint8)
     classes = data.target.astype(np.int64)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from pydantic import ValidationError
 
 from training.data import EVALUATION_BATCH, all_targets, evaluation_batches, load_data
 from training.distributed import World
@@ -102,7 +103,10 @@ def evaluate_checkpoint(
     tags = facts.task == "tag"
     how = facts.preprocessing
     if image_size is not None:
-        how = how.model_validate(how.model_dump() | {"image_size": image_size})
+        try:
+            how = how.model_validate(how.model_dump() | {"image_size": image_size})
+        except ValidationError as error:
+            raise UserError(f"an image size of {image_size} cannot be: {error.errors()[0]['msg']}") from error
     if pictures is None:
         pictures = _held_out(checkpoint, where)
     pictures = pictures.relabelled(facts.labels)

@@ -115,18 +115,20 @@ def load_checkpoint(path: Path, *, task: Task | None = None, image_size: int | N
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     if isinstance(content, dict) and content.get("format") == FORMAT:
         try:
-            facts = ModelFacts.model_validate(content["facts"])
+            facts, weights = ModelFacts.model_validate(content["facts"]), content["model"]
+            return Checkpoint(facts=facts, weights=weights, path=path, sha256=digest, training=content.get("training"))
         except (KeyError, ValidationError) as error:
-            raise CheckpointError(f"{path}: the checkpoint's facts are missing or damaged") from error
-        training = content.get("training")
-        return Checkpoint(facts=facts, weights=content["model"], path=path, sha256=digest, training=training)
+            raise CheckpointError(f"{path}: the checkpoint's facts or weights are missing or damaged") from error
     try:
         converted = foreign.convert(content)
     except UserError as error:
         raise CheckpointError(f"{path}: {error}") from error
     if converted is None:
         raise CheckpointError(f"{path}: holds no weights of a TResNet in a form that is known here")
-    facts = _published_facts(converted, task, image_size)
+    try:
+        facts = _published_facts(converted, task, image_size)
+    except ValidationError as error:
+        raise CheckpointError(f"{path}: an image size of {image_size} cannot be: {error.errors()[0]['msg']}") from error
     return Checkpoint(facts=facts, weights=converted.weights, path=path, sha256=digest)
 
 
@@ -199,7 +201,13 @@ def build_model(checkpoint: Checkpoint, norm: Norm | None = None) -> TResNet:
             block_slope=facts.block_slope,
         )
         model.load_state_dict(checkpoint.weights)
-    except (UserError, RuntimeError, KeyError) as error:
+    except (
+        UserError,
+        RuntimeError,
+        LookupError,
+        TypeError,
+        ValueError,
+    ) as error:  # the head's sizes are read from the weights
         reason = " ".join(str(error).split())[:200]
         raise CheckpointError(f"{checkpoint.path}: the weights are not a {facts.arch}'s: {reason}") from error
     return model.eval()

@@ -24,6 +24,8 @@ CONTAINER_KEYS = ("model", "state_dict")
 _AUTHORS_STEM = "body.conv1.0.weight"
 _TIMM_STEM = "body.conv1.conv.weight"
 
+_PARALLEL_PREFIX = re.compile(r"^(module\.)+")
+
 _BODY_RULES = [
     (re.compile(pattern), replacement)
     for pattern, replacement in (
@@ -96,9 +98,8 @@ def convert(content: Any) -> ForeignWeights | None:
         for name in [name for name in weights if name.endswith(".running_var")]:
             weights.setdefault(name.replace("running_var", "num_batches_tracked"), weights[name].new_zeros(()).long())
     arch = _architecture(weights)
-    num_classes = next(
-        (len(weights[k]) for k in ("head.group_bias", "head.classify.bias", "head.bias") if k in weights), 0
-    )
+    biases = ("head.group_bias", "head.classify.bias", "head.bias")
+    num_classes = next((weights[key].numel() for key in biases if key in weights), 0)
     if num_classes == 0:
         raise UserError("it has no classification head")
     labels = _labels(content.get("idx_to_class"), num_classes) if content is not state else None
@@ -106,7 +107,7 @@ def convert(content: Any) -> ForeignWeights | None:
 
 
 def _state_dict(content: Any) -> dict[str, Tensor] | None:
-    """The state dict in a file's content, without the prefix that DataParallel adds."""
+    """The state dict in a file's content, without the prefixes that DataParallel and wrappers in it add."""
     if not isinstance(content, Mapping):
         return None
     for key in CONTAINER_KEYS:
@@ -115,7 +116,7 @@ def _state_dict(content: Any) -> dict[str, Tensor] | None:
             break
     if not content or not all(isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items()):
         return None
-    return {key.removeprefix("module."): value for key, value in content.items()}
+    return {_PARALLEL_PREFIX.sub("", key): value for key, value in content.items()}
 
 
 def _our_name(key: str) -> str | None:
@@ -138,7 +139,8 @@ def _architecture(weights: dict[str, Tensor]) -> str:
     blocks = tuple(
         "bottleneck" if f"stage{stage}.0.conv3.conv.weight" in weights else "basic" for stage in (1, 2, 3, 4)
     )
-    width = len(weights["stem.conv.weight"])
+    stem = weights["stem.conv.weight"]
+    width = stem.shape[0] if stem.dim() == 4 else 0
     for name, variant in VARIANTS.items():
         if (variant.repeats, variant.blocks, variant.width) == (repeats, blocks, width):
             return name
@@ -148,8 +150,11 @@ def _architecture(weights: dict[str, Tensor]) -> str:
 def _labels(idx_to_class: Any, num_classes: int) -> list[str] | None:
     if not isinstance(idx_to_class, Mapping):
         return None
-    by_index = {int(index): " ".join(str(name).split()) for index, name in idx_to_class.items()}
+    try:
+        by_index = {int(index): " ".join(str(name).split()) for index, name in idx_to_class.items()}
+    except (TypeError, ValueError) as error:
+        raise UserError("its idx_to_class has keys that are not numbers") from error
     if sorted(by_index) != list(range(num_classes)):
         raise UserError(f"its idx_to_class names {len(by_index)} classes, and its head has {num_classes}")
-    labels = [by_index[index] for index in range(num_classes)]
+    labels = [by_index[index] or f"class_{index}" for index in range(num_classes)]
     return [f"{label} ({index})" if labels.count(label) > 1 else label for index, label in enumerate(labels)]
