@@ -70,7 +70,7 @@ def whole(folder: Path) -> Path:
     return folder.parent / "whole"
 
 
-@pytest.mark.parametrize(("ending", "epoch"), [(signal.SIGKILL, 1), (signal.SIGINT, 0)])
+@pytest.mark.parametrize(("ending", "epoch"), [(signal.SIGKILL, 1), (signal.SIGINT, 0)], ids=["SIGKILL", "SIGINT"])
 def test_an_interrupted_run_ends_with_the_same_bits(whole: Path, ending: signal.Signals, epoch: int) -> None:
     """Killed in the second epoch, it goes on from the first one's checkpoint; asked to stop, from the very step."""
     out = whole.parent / f"cut-{ending.name}"
