@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 MODELS := model_repository
 PORT ?= 8080
 
-.PHONY: serve models setup setup-dev inplace-abn test check check-deploy render clean
+.PHONY: serve models setup setup-dev inplace-abn test check check-deploy render bench clean
 
 serve: models  ## train and export what is missing, then serve on http://127.0.0.1:8080
 	PORT=$(PORT) VENV=$(VENV) sh deploy/serve.sh
@@ -75,6 +75,17 @@ render: $(VENV)/deploy/.installed  ## files that are made from others: dashboard
 $(VENV)/deploy/.installed: pyproject.toml deploy/tools.sh deploy/prometheus_tools.sh $(VENV)/.installed-dev
 	$(BIN)/python -m pip install --quiet --editable '.[train,dev,deploy]'
 	sh deploy/tools.sh $(VENV)/deploy $(BIN)/python
+	touch $@
+
+bench: $(VENV)/peers/.installed  ## this project beside LitServe, BentoML, mosec and a plain route; on a quiet machine
+	$(BIN)/tresnet bench serving --write benchmarks/results/serving.json
+	$(BIN)/tresnet bench growth benchmarks/results/growth.json
+
+$(VENV)/peers/.installed: $(VENV)/.installed benchmarks/serving/peers/requirements.txt
+	command -v wrk >/dev/null || { apt-get update -qq && apt-get install -y -qq wrk; }
+	$(BIN)/python -m pip install --quiet --editable '.[train,bench]'
+	test -x $(VENV)/peers/bin/python || $(PYTHON) -m venv $(VENV)/peers
+	$(VENV)/peers/bin/pip install --quiet -r benchmarks/serving/peers/requirements.txt
 	touch $@
 
 clean:

@@ -74,3 +74,55 @@ def ablation(
         size = (f"{row.parameters / 1e6:.1f}", f"{row.multiply_adds / 1e9:.2f}")
         table.add_row(row.network, *size, *map(str, figures))
     out.print(table)
+
+
+@bench.command()
+def serving(
+    workloads: Annotated[str, typer.Option(help="Which, of a (TResNet-M), b (one convolution), c (12 megapixels), "
+                                                "d (eight pictures a request), e (448 px).")] = "a,b,c,d,e",
+    servers: Annotated[str, typer.Option(help="Which, split by commas.")] = "ours,in process,LitServe,BentoML,mosec",
+    rounds: Annotated[int, typer.Option(min=1, help="Turns of each server; the median counts.")] = 3,
+    seconds: Annotated[float, typer.Option(min=1, help="Of one turn.")] = 8.0,
+    latency: Annotated[bool, typer.Option(help="Also measure latency at 70 % of each server's capacity.")] = True,
+    write: Annotated[Path | None, typer.Option(help="Write the figures here, as JSON.", metavar="FILE")] = None,
+) -> None:  # fmt: skip
+    """The same TorchScript file behind this project and behind LitServe, BentoML, mosec and a plain FastAPI route."""
+    with fails_with_2():
+        from benchmarks.serving.compare import compare
+        from benchmarks.serving.report import machine, table_of
+        from tresnet.errors import UserError
+
+        results = []
+        with console.status("") as status:
+            for key in workloads.split(","):
+                try:
+                    results.append(
+                        compare(
+                            key.strip(), names=servers.split(","), rounds=rounds, seconds=seconds, latency=latency,
+                            tell=status.update,
+                        )
+                    )  # fmt: skip
+                except KeyError as error:
+                    raise UserError(f"there is no workload or server {error.args[0]!r} here") from error
+                out.print(table_of(results[-1]))
+        if write is not None:
+            content = {**machine(), "rounds": rounds, "seconds": seconds, "workloads": results}
+            write.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+@bench.command()
+def growth(
+    write: Annotated[Path, typer.Argument(help="The figures go here, and the picture beside it.", metavar="JSON")],
+    workload: Annotated[str, typer.Option(help="As of `tresnet bench serving`.")] = "b",
+    seconds: Annotated[float, typer.Option(min=1, help="Of one point.")] = 4.0,
+) -> None:
+    """Throughput of the gateway against concurrency 1 to 512 and against workers."""
+    with fails_with_2():
+        from benchmarks.serving.growth import draw_growth, measure_growth
+        from benchmarks.serving.report import machine
+
+        with console.status("") as status:
+            content = machine() | measure_growth(workload, seconds=seconds, tell=status.update)
+        write.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        draw_growth(content, write.with_suffix(".png"))
+    out.print(f"{write}, {write.with_suffix('.png')}")

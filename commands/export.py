@@ -8,10 +8,11 @@ from typing import Annotated, Literal
 import typer
 
 from commands.console import console, fails_with_2
-from tresnet.contract import Precision, Task
+from tresnet.contract import Task
 
 Interpolation = Literal["bilinear", "bicubic"]
 ResizeMode = Literal["crop", "squash"]
+WantedPrecision = Literal["auto", "fp32", "fp16", "bf16"]
 Arch = Literal["tresnet_m", "tresnet_l", "tresnet_xl", "tresnet_v2_l", "tresnet_s", "tresnet_v2_xl"]
 
 
@@ -43,7 +44,10 @@ def export(
         float | None,
         typer.Option(help="Slope of all leaky ReLUs; only V2-L's weights differ (1e-6 in its cars weights).", min=1e-9),
     ] = None,
-    precision: Annotated[Precision, typer.Option(help="Number format inside the program.")] = "fp32",
+    precision: Annotated[
+        WantedPrecision,
+        typer.Option(help="Number format inside the program; auto: the fastest that this machine computes in itself."),
+    ] = "fp32",
     max_batch_size: Annotated[int, typer.Option(help="Most pictures in one run.", min=1, max=1024)] = 32,
 ) -> None:
     """Export a checkpoint as TorchScript into a Triton model repository.
@@ -59,6 +63,7 @@ def export(
         from export.export import ExportRequest, export_checkpoint
         from export.program import Normalisation
         from tresnet.checkpoint import CheckpointError, load_checkpoint
+        from tresnet.devices import native_precision
 
         logging.basicConfig(level=logging.INFO, format="%(message)s")
         loaded = load_checkpoint(checkpoint, task=task, image_size=image_size)
@@ -90,14 +95,14 @@ def export(
                 labels=names,
                 preprocessing=preprocessing,
                 normalisation=Normalisation(_three(mean, "--mean"), _three(std, "--std")),
-                precision=precision,
+                precision=native_precision() if precision == "auto" else precision,
                 max_batch_size=max_batch_size,
             )
         )
     facts, verified = exported.contract.facts, exported.verified
     console.print(
         f"[green]{exported.folder}[/green]: {facts.architecture}, {task}, {exported.contract.num_labels} labels, "
-        f"{preprocessing.image_size} px, {precision}"
+        f"{preprocessing.image_size} px, {facts.precision}"
     )
     console.print(
         f"verified against the eager network at batches {', '.join(map(str, verified.batch_sizes))}: scores at most "

@@ -24,6 +24,10 @@ class TritonPythonModel:
         self.device = torch.device(f"cuda:{args['model_instance_device_id']}" if gpu else "cpu")
         if "OMP_NUM_THREADS" not in os.environ:
             torch.set_num_threads(max(1, len(os.sched_getaffinity(0))))
+        if self.device.type == "cpu" and _is_bf16(config, args["model_version"]) and not _cpu_has_bf16():
+            pb_utils.Logger.log_warn(
+                "this program computes in bf16, which this CPU does not have: it will be slow; export it as fp32"
+            )
         path = Path(args["model_repository"]) / args["model_version"] / "model.pt"
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)
@@ -48,3 +52,12 @@ class TritonPythonModel:
             ]
             responses.append(pb_utils.InferenceResponse(output_tensors=tensors))
         return responses
+
+
+def _is_bf16(config, version):
+    facts = config["parameters"].get(f"version.{version}", {}).get("string_value", "{}")
+    return json.loads(facts).get("precision") == "bf16"
+
+
+def _cpu_has_bf16():
+    return bool({"avx512_bf16", "amx_bf16", "bf16"} & set(Path("/proc/cpuinfo").read_text().split()))

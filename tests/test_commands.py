@@ -79,3 +79,16 @@ def test_client(server: Server, digit_files: list[bytes], tmp_path: Path) -> Non
     assert bad["error"]["code"] == "undecodable_image"
     result = run_tresnet("tag", "d.png", "--url", "http://127.0.0.1:9", cwd=tmp_path)
     assert (result.returncode, len(result.stderr.strip().splitlines())) == (2, 1)
+
+
+def test_the_fastest_precision_of_this_machine_is_taken(models: Path, tmp_path: Path) -> None:
+    arguments = ("--task", "tag", "--name", "fast", "--precision", "auto", "--max-batch-size", 2)
+    exported = run_tresnet("export", models / "tagger.pt", *arguments, cwd=tmp_path)
+    assert exported.returncode == 0, exported.stderr
+    flags = Path("/proc/cpuinfo").read_text().split()
+    expected = (
+        "fp16" if torch.cuda.is_available() else "bf16" if "avx512_bf16" in flags or "amx_bf16" in flags else "fp32"
+    )
+    config = (tmp_path / "model_repository" / "fast" / "config.pbtxt").read_text()
+    assert rf"\"precision\":\"{expected}\"" in config
+    assert "apart" in exported.stderr + exported.stdout

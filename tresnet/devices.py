@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import torch
 
+from tresnet.contract import Precision
 from tresnet.errors import UserError
+
+_BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}
+"""As /proc/cpuinfo of x86 and Arm names them."""
 
 
 def choose_device(wanted: str = "auto") -> torch.device:
@@ -24,3 +29,14 @@ def choose_device(wanted: str = "auto") -> torch.device:
 def loading_processes(device: torch.device) -> int:
     """How many processes should load pictures: none beside a CPU that is busy itself."""
     return 0 if device.type == "cpu" else min(8, os.cpu_count() or 1)
+
+
+def native_precision() -> Precision:
+    """The fastest number format that this machine computes in itself: fp16 on a GPU, bf16 on a CPU that has it."""
+    if torch.cuda.is_available():
+        return "fp16"
+    try:
+        words = set(Path("/proc/cpuinfo").read_text().split())
+    except OSError:
+        return "fp32"
+    return "bf16" if words & _BF16_FLAGS else "fp32"

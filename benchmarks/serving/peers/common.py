@@ -5,6 +5,7 @@ Environment: ``MODEL`` the TorchScript file, ``IMAGE_SIZE`` in pixels, ``MAX_BAT
 
 from __future__ import annotations
 
+import base64
 import io
 import os
 import warnings
@@ -36,6 +37,11 @@ def prepare_image(image: Image.Image) -> np.ndarray:
     image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BILINEAR)
     left, top = (image.width - IMAGE_SIZE) // 2, (image.height - IMAGE_SIZE) // 2
     return np.asarray(image.crop((left, top, left + IMAGE_SIZE, top + IMAGE_SIZE)))
+
+
+def prepare_encoded(images: list[dict]) -> list[np.ndarray]:
+    """The pictures of a JSON body, ``[{"b64": …}, …]``."""
+    return [prepare(base64.b64decode(image["b64"])) for image in images]
 
 
 def run(program, pictures: list[np.ndarray]) -> list[dict]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from fastapi import FastAPI, Request, UploadFile
+from fastapi import FastAPI, Request
 from fastapi.concurrency import run_in_threadpool
 
-from benchmarks.serving.peers.common import load_program, prepare, run
+from benchmarks.serving.peers.common import load_program, prepare, prepare_encoded, run
 
 app = FastAPI()
 program = load_program()
@@ -18,5 +18,5 @@ async def classify(request: Request):
 
 
 @app.post("/several")
-def several(image: list[UploadFile]):
-    return {"results": run(program, [prepare(part.file.read()) for part in image])}
+def several(body: dict):
+    return run(program, prepare_encoded(body["images"]))

@@ -1,0 +1,62 @@
+"""Throughput of this project against concurrency and against workers: it must not fall once there is enough to do."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from benchmarks.serving.compare import WORKLOADS, model_file, request_body
+from benchmarks.serving.contestants import CONTESTANTS, OURS, start
+from benchmarks.serving.load import closed_loop
+
+CONCURRENCIES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
+WORKERS = (1, 2, 4)
+
+
+def measure_growth(key: str, *, seconds: float, tell: Callable[[str], None]) -> dict[str, Any]:
+    """Requests/s, latency and memory by workers and concurrency, for workload ``key``."""
+    work = WORKLOADS[key]
+    rows = []
+    for workers in WORKERS:
+        contestant = replace(CONTESTANTS[OURS], command=(*CONTESTANTS[OURS].command, "--workers", str(workers)))
+        body, content_type = request_body(work, contestant)
+        running = start(contestant, model_file(work, "fp32"), work.image_size, body, content_type, "/classify")
+        try:
+            closed_loop(running.url, body, content_type, 16, seconds / 2)
+            for connections in CONCURRENCIES:
+                tell(f"{workers} workers, {connections} connections")
+                load = closed_loop(running.url, body, content_type, connections, seconds)
+                rows.append(
+                    {
+                        "workers": workers,
+                        "connections": connections,
+                        "requests_per_s": load.requests_per_s,
+                        "p50_ms": load.p50_ms,
+                        "p99_ms": load.p99_ms,
+                        "failed": load.failed,
+                        "resident_mib": round(running.resident_bytes() / 2**20),
+                    }
+                )
+        finally:
+            running.stop()
+    return {"workload": work.what, "cores": len(os.sched_getaffinity(0)), "rows": rows}
+
+
+def draw_growth(content: dict[str, Any], path: Path) -> None:
+    """Throughput and median latency as a picture."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for workers in WORKERS:
+        rows = [row for row in content["rows"] if row["workers"] == workers]
+        x = [row["connections"] for row in rows]
+        left.plot(x, [row["requests_per_s"] for row in rows], marker="o", label=f"{workers} workers")
+        right.plot(x, [row["p99_ms"] for row in rows], marker="o", label=f"{workers} workers")
+    left.set(title=f"requests/s, {content['cores']} cores", xlabel="connections", xscale="log", ylim=(0, None))
+    right.set(title="p99, ms", xlabel="connections", xscale="log", yscale="log")
+    left.legend()
+    figure.savefig(path, dpi=110)

@@ -1,0 +1,53 @@
+"""What a comparison found, as a table for people; and where it was found."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import platform
+import statistics
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.table import Table
+
+
+def machine() -> dict[str, Any]:
+    """The date and the machine."""
+    models = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    return {
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "cpu": models[0].partition(": ")[2] if models else platform.processor(),
+        "cores": len(os.sched_getaffinity(0)),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
+
+
+def table_of(result: dict[str, Any]) -> Table:
+    """One workload: medians over the rounds."""
+    work = result["workload"]
+    table = Table(title=f"({work['key']}) {work['what']}; {work['connections']} connections")
+    bare = ", ".join(f"{precision} {rate:g}" for precision, rate in result["bare_model_images_per_s"].items())
+    ratios = "; ".join(f"{name}: {value:g}" for name, value in result["ratios"].items())
+    table.caption = f"the bare model: {bare} images/s. Ratios of requests/s: {ratios}"
+    table.add_column("server", no_wrap=True)
+    for title in ("requests/s", "images/s", "p50 ms", "p99 ms", "p99 at 70 %", "CPU ms/image", "peak MiB", "failed"):
+        table.add_column(title, justify="right")
+    for row in result["rows"]:
+        rate = statistics.median(row["requests_per_s"])
+        cpu = statistics.median(sum(spent.values()) for spent in row["cpu_ms_per_image"])
+        at_70 = row["at_70_percent"].get("p99_ms")
+        table.add_row(
+            row["name"],
+            f"{rate:.1f}",
+            f"{rate * work['pictures_a_request']:.1f}",
+            f"{statistics.median(row['p50_ms']):.1f}",
+            f"{statistics.median(row['p99_ms']):.1f}",
+            "" if at_70 is None else f"{at_70:.1f}",
+            f"{cpu:.2f}",
+            f"{row['peak_mib']:.0f}",
+            str(row["failed"] + int(row["at_70_percent"].get("failed", 0))),
+        )
+    return table
