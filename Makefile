@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 MODELS := model_repository
 PORT ?= 8080
 
-.PHONY: serve models setup setup-dev inplace-abn test check check-deploy render bench clean
+.PHONY: serve models setup setup-dev inplace-abn test fuzz check check-deploy render bench clean
 
 serve: models  ## train and export what is missing, then serve on http://127.0.0.1:8080
 	PORT=$(PORT) VENV=$(VENV) sh deploy/serve.sh
@@ -56,6 +56,14 @@ $(VENV)/deploy/bin/promtool: deploy/prometheus_tools.sh $(VENV)/.installed
 
 test: setup-dev inplace-abn $(VENV)/deploy/bin/promtool  ## the whole test suite, with a real Triton
 	$(BIN)/python -m pytest
+
+FUZZ_SECONDS ?= 60
+
+fuzz: setup-dev  ## coverage-guided fuzzing of the picture decoding; what breaks it is left in runs/fuzz
+	$(BIN)/python -m pip install --quiet --editable '.[fuzz]'
+	mkdir -p runs/fuzz
+	PYTHONPATH=. $(BIN)/python tests/fuzz_pictures.py runs/fuzz/corpus -max_total_time=$(FUZZ_SECONDS) \
+		-timeout=10 -rss_limit_mb=1024 -max_len=40000 -artifact_prefix=runs/fuzz/found-
 
 check: setup-dev  ## lint, format, types, imports
 	$(BIN)/ruff check .

@@ -34,7 +34,7 @@ from app.fetch import Fetcher, PublicNetwork
 from app.frame import RequestFrame, problem_response
 from app.keys import KeyRing
 from app.metrics import Metrics
-from app.openapi import PROBLEMS, answer_schema, request_body
+from app.openapi import LIVE, METRICS, MODELS, PROBLEMS, READY, answer_schema, request_body
 from app.parameters import ClassifyParameters, Parameters, TagParameters, read_parameters
 from app.pipeline import Answer, Gateway, answer
 from app.record import RequestRecord
@@ -194,7 +194,7 @@ def _add_answer_routes(app: FastAPI, gateway: Gateway, state: State, fetcher: Fe
 def _add_state_routes(app: FastAPI, gateway: Gateway, state: State) -> None:
     catalogue = gateway.catalogue
 
-    @app.get("/models", summary="The models that are ready")
+    @app.get("/models", summary="The models that are ready", responses=MODELS | {401: PROBLEMS[401]})
     async def models() -> Response:
         """Each ready model's contract."""
         described = [
@@ -203,12 +203,12 @@ def _add_state_routes(app: FastAPI, gateway: Gateway, state: State) -> None:
         ]
         return _json({"models": described})
 
-    @app.get("/livez", summary="The process is up")
+    @app.get("/livez", summary="The process is up", responses=LIVE)
     @app.get("/v2/health/live", include_in_schema=False)
     async def livez() -> Response:
         return _json({"status": "live"})
 
-    @app.get("/readyz", summary="Every served model answers", responses={503: PROBLEMS[503]})
+    @app.get("/readyz", summary="Every served model answers", responses=READY | {503: PROBLEMS[503]})
     @app.get("/v2/health/ready", include_in_schema=False)
     async def readyz() -> Response:
         if state.draining:
@@ -218,7 +218,7 @@ def _add_state_routes(app: FastAPI, gateway: Gateway, state: State) -> None:
             raise UnavailableError(code, "; ".join(catalogue.problems) or "no model is ready")
         return _json({"status": "ready", "models": sorted({name for name, _ in catalogue.live})})
 
-    @app.get("/metrics", summary="Prometheus metrics")
+    @app.get("/metrics", summary="Prometheus metrics", responses=METRICS)
     async def prometheus() -> Response:
         return Response(gateway.metrics.render(), media_type=CONTENT_TYPE_LATEST)
 

@@ -6,6 +6,10 @@ from typing import Any
 
 from app.parameters import Parameters
 
+_STRING: dict[str, Any] = {"type": "string"}
+_COUNT: dict[str, Any] = {"type": "integer", "minimum": 0}
+_DOT = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR42mM4AQAAygDJNEIn8wAAAABJRU5ErkJggg=="
+"""A whole PNG of one pixel, so that the example can be tried."""
 _PROBLEM = {
     "type": "object",
     "required": ["type", "title", "status", "detail", "instance", "code", "request_id"],
@@ -77,7 +81,7 @@ def request_body(parameters: type[Parameters]) -> dict[str, Any]:
                             "version": {"type": "string"},
                         },
                     },
-                    "example": {"images": [{"id": "a", "b64": "iVBORw0KGgo…"}]},
+                    "example": {"images": [{"id": "a", "b64": _DOT}]},
                 },
             },
         },
@@ -85,16 +89,51 @@ def request_body(parameters: type[Parameters]) -> dict[str, Any]:
 
 
 def answer_schema(task: str) -> dict[int | str, dict[str, Any]]:
-    """The 200 answer of ``/classify`` or ``/tag``, by example."""
+    """The 200 answer of ``/classify`` or ``/tag``."""
+    numbers = ("score",) if task == "classify" else ("score", "threshold")
+    found = _object(label=_STRING, label_id=_COUNT, **{name: {"type": "number"} for name in numbers})
+    listed = "predictions" if task == "classify" else "tags"
+    good = _object(
+        id=_STRING, status={"const": "ok"}, width=_COUNT, height=_COUNT, **{listed: {"type": "array", "items": found}}
+    )
+    good["properties"]["embedding"] = {"type": "array", "items": {"type": "number"}}
+    error = _object(status={"type": "integer"}, code=_STRING, detail=_STRING)
+    bad = _object(id=_STRING, status={"const": "error"}, error=error)
+    model = _object(name=_STRING, version=_STRING, task={"const": task})
+    full = _object(request_id=_STRING, model=model, results={"type": "array", "items": {"oneOf": [good, bad]}})
+    short = {"type": "array", "items": _object(label=_STRING, score={"type": "number"})}
+    schema = {"anyOf": [full, short, {"type": "array", "items": short}]}
     entry: dict[str, Any] = {"label": "7", "label_id": 7, "score": 0.98}
     if task == "tag":
         entry["threshold"] = 0.71
-    listed = "predictions" if task == "classify" else "tags"
     example = {
         "request_id": "6f0c…",
         "model": {"name": "digits" if task == "classify" else "multidigits", "version": "1", "task": task},
         "results": [{"id": "0", "status": "ok", "width": 64, "height": 64, listed: [entry]}],
     }
+    return json_answer(
+        "One result a picture, in order; with `format=hf` lists of label and score alone", schema, example
+    )
+
+
+def json_answer(text: str, schema: dict[str, Any], example: Any = None) -> dict[int | str, dict[str, Any]]:
+    """A 200 answer of JSON."""
+    content = {"schema": schema} | ({"example": example} if example else {})
+    return {200: {"description": text, "content": {"application/json": content}}}
+
+
+def _object(**properties: dict[str, Any]) -> dict[str, Any]:
+    """An object with all of these properties and no others."""
     return {
-        200: {"description": "One result a picture, in order", "content": {"application/json": {"example": example}}}
-    }
+        "type": "object", "required": list(properties), "properties": properties, "additionalProperties": False
+    }  # fmt: skip
+
+
+LIVE = json_answer("The process is up", _object(status={"const": "live"}))
+READY = json_answer("Ready", _object(status={"const": "ready"}, models={"type": "array", "items": _STRING}))
+MODELS = json_answer(
+    "Each ready model's contract", _object(models={"type": "array", "items": {"type": "object", "required": ["name"]}})
+)
+METRICS: dict[int | str, dict[str, Any]] = {
+    200: {"description": "Prometheus' text format", "content": {"text/plain": {"schema": _STRING}}}
+}
