@@ -30,8 +30,10 @@ FROM gateway-dependencies AS gateway-build
 COPY . .
 RUN pip --python /opt/venv/bin/python3 install --no-cache-dir --no-deps . \
     # Debug symbols and the libraries' own tests are a quarter of the environment.
-    && find /opt/venv -name '*.so*' -type f -exec strip --strip-unneeded {} + \
-    && find /opt/venv -type d -name tests -prune -exec rm -rf {} +
+    # Libraries that a wheel carries along (*.libs) were moved about already and do not bear it.
+    && find /opt/venv -name '*.so' -type f -not -path '*.libs/*' -exec strip --strip-unneeded {} + \
+    && find /opt/venv -type d -name tests -prune -exec rm -rf {} + \
+    && tresnet serve --help > /dev/null && python3 -c 'import app.server'
 
 FROM base AS gateway
 COPY --from=gateway-build /opt/venv /opt/venv

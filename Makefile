@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 MODELS := model_repository
 PORT ?= 8080
 
-.PHONY: serve models setup setup-dev inplace-abn test fuzz check check-deploy render bench clean
+.PHONY: serve models setup setup-dev inplace-abn test fuzz check check-deploy render bench e2e clean
 
 serve: models  ## train and export what is missing, then serve on http://127.0.0.1:8080
 	PORT=$(PORT) VENV=$(VENV) sh deploy/serve.sh
@@ -95,6 +95,10 @@ $(VENV)/peers/.installed: $(VENV)/.installed benchmarks/serving/peers/requiremen
 	test -x $(VENV)/peers/bin/python || $(PYTHON) -m venv $(VENV)/peers
 	$(VENV)/peers/bin/pip install --quiet -r benchmarks/serving/peers/requirements.txt
 	touch $@
+
+e2e: $(VENV)/deploy/.installed  ## the whole deployment on a Docker engine of its own; needs root and Debian
+	sh deploy/e2e/install.sh $(VENV)/deploy
+	PATH="$(DEPLOY_PATH):$$PATH" PYTHONPATH=. $(BIN)/python -m pytest deploy/e2e
 
 clean:
 	rm -rf $(VENV) runs logs build *.egg-info

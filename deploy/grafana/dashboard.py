@@ -88,8 +88,8 @@ ROWS: dict[str, tuple[Panel, ...]] = {
               (("{{model}}", "tresnet:top_score:mean1h"),)),
         Panel("Shift of labels against the day before", "0 is the same mix, 1 has none in common.", units.PercentUnit,
               (("{{model}}", "tresnet:label_shift:ratio"),)),
-        Panel("Gateway's CPU", "In cores.", units.Short,
-              (("{{instance}}", 'rate(process_cpu_seconds_total{job=~".*tresnet-gateway"}[$__rate_interval])'),)),
+        Panel("Time of a scrape", "A gateway that is slow here is short of CPU.", units.Seconds,
+              (("{{instance}}", 'scrape_duration_seconds{job=~".*tresnet-gateway"}'),)),
     ),
 }  # fmt: skip
 
