@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 MODELS := model_repository
 PORT ?= 8080
 
-.PHONY: serve models setup setup-dev inplace-abn test fuzz check check-deploy render bench e2e clean
+.PHONY: serve models setup setup-dev inplace-abn test fuzz soak check check-deploy render bench e2e clean
 
 serve: models  ## train and export what is missing, then serve on http://127.0.0.1:8080
 	PORT=$(PORT) VENV=$(VENV) sh deploy/serve.sh
@@ -64,6 +64,11 @@ fuzz: setup-dev  ## coverage-guided fuzzing of the picture decoding; what breaks
 	mkdir -p runs/fuzz
 	PYTHONPATH=. $(BIN)/python tests/fuzz_pictures.py runs/fuzz/corpus -max_total_time=$(FUZZ_SECONDS) \
 		-timeout=10 -rss_limit_mb=1024 -max_len=40000 -artifact_prefix=runs/fuzz/found-
+
+SOAK_MINUTES ?= 20
+
+soak: models  ## mixed, hostile and vanishing clients: fails if anything is wrong or grows
+	$(BIN)/python -m benchmarks.soak --minutes $(SOAK_MINUTES) --repository $(MODELS)
 
 check: setup-dev  ## lint, format, types, imports
 	$(BIN)/ruff check .

@@ -5,12 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-import signal
-import threading
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import orjson
@@ -29,11 +26,13 @@ from app.body import read_body
 from app.catalogue import Catalogue
 from app.decoder import Decoder
 from app.departure import UnreadBodies, cancelled_if_client_leaves
+from app.draining import CloseConnections, Draining
 from app.errors import RequestError, UnavailableError, bad_parameter
 from app.fetch import Fetcher, PublicNetwork
 from app.frame import RequestFrame, problem_response
 from app.keys import KeyRing
 from app.metrics import Metrics
+from app.model_watch import ModelWatch
 from app.openapi import LIVE, METRICS, MODELS, PROBLEMS, READY, answer_schema, request_body
 from app.parameters import ClassifyParameters, Parameters, TagParameters, read_parameters
 from app.pipeline import Answer, Gateway, answer
@@ -46,61 +45,18 @@ from tresnet.contract import Task
 logger = logging.getLogger(__name__)
 
 
-class State:
-    """What the process knows beside requests: whether it drains."""
-
-    def __init__(self) -> None:
-        self.draining = False
-
-    @contextmanager
-    def drains_on_signals(self, delay_s: float) -> Iterator[None]:
-        """Drain from the moment a stop is asked for; the server's own handler, which closes the port, comes later.
-
-        In between, clients and load balancers are told by 503 instead of finding a connection reset. A second SIGINT
-        does not wait. Called in the event loop's thread; does nothing outside the main thread.
-        """
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        loop = asyncio.get_running_loop()
-        before = {sig: signal.getsignal(sig) for sig in (signal.SIGINT, signal.SIGTERM)}
-        interrupts = 0
-
-        def stop(number: int, frame: FrameType | None) -> None:
-            handler = before[signal.Signals(number)]
-            if callable(handler):
-                handler(number, frame)
-
-        def drain(number: int, frame: FrameType | None) -> None:
-            nonlocal interrupts
-            interrupts += number == signal.SIGINT
-            if not self.draining:
-                self.draining = True
-                logger.info("%s: finishing the requests in flight", signal.Signals(number).name)
-                loop.call_soon_threadsafe(loop.call_later, delay_s, stop, signal.SIGTERM, None)
-            elif interrupts > 1:
-                stop(number, frame)
-
-        for sig in before:
-            signal.signal(sig, drain)
-        try:
-            yield
-        finally:
-            for sig, handler in before.items():
-                signal.signal(sig, handler)
-
-
 def create_app(settings: Settings, *, network: PublicNetwork | None = None) -> FastAPI:
     """The gateway as an ASGI application; Triton is reached when it starts.
 
     ``network`` is a seam for tests, whose pictures lie on machines that are not public.
     """
-    state = State()
+    draining = Draining()
     metrics = Metrics(settings.max_metric_labels)
     decoder = Decoder(settings)
     triton = TritonClient(settings.triton_url or "grpc://127.0.0.1:8001", shared_memory=settings.shared_memory)
     tracing = create_tracing(settings)
-    catalogue = Catalogue(triton, decoder, settings, metrics, tracing)
+    catalogue = Catalogue()
+    watch = ModelWatch(triton, decoder, settings, metrics, tracing, catalogue)
     admission = Admission(settings.max_queue_images, settings.max_queue_bytes, settings.overload_status)
     keys = KeyRing(Path(settings.api_keys_file) if settings.api_keys_file else None, metrics)
     gateway = Gateway(settings, metrics, catalogue, decoder, admission, keys, tracing)
@@ -112,10 +68,10 @@ def create_app(settings: Settings, *, network: PublicNetwork | None = None) -> F
         await keys.start()
         await fetcher.start()
         await triton.start()
-        await catalogue.start()
-        with state.drains_on_signals(settings.drain_delay_s):
+        await watch.start()
+        with draining.on_signals(settings):
             yield
-        await catalogue.close()
+        await watch.close()
         await triton.close()
         await fetcher.close()
         await keys.close()
@@ -129,18 +85,19 @@ def create_app(settings: Settings, *, network: PublicNetwork | None = None) -> F
         lifespan=lifespan,
     )
     app.add_exception_handler(HTTPException, _http_exception)
-    _add_answer_routes(app, gateway, state, fetcher)
-    _add_state_routes(app, gateway, state)
-    _add_layers(app, gateway)
+    _add_answer_routes(app, gateway, draining, fetcher)
+    _add_state_routes(app, gateway, draining)
+    _add_layers(app, gateway, draining)
     return app
 
 
-def _add_layers(app: FastAPI, gateway: Gateway) -> None:
+def _add_layers(app: FastAPI, gateway: Gateway, draining: Draining) -> None:
     """From the innermost to the outermost."""
     if gateway.settings.api_keys_file:
         app.add_middleware(KeyGate, keys=gateway.keys)
     routes = frozenset(route.path for route in app.routes if isinstance(route, Route))
     app.add_middleware(RequestFrame, metrics=gateway.metrics, tracing=gateway.tracing, routes=routes)
+    app.add_middleware(CloseConnections, draining=draining)
     if gateway.settings.cors_origins:
         # Outside of the frame, so that a page may read errors, too. A preflight brings no key and needs none.
         app.add_middleware(
@@ -153,9 +110,9 @@ def _add_layers(app: FastAPI, gateway: Gateway) -> None:
     app.add_middleware(UnreadBodies)
 
 
-def _add_answer_routes(app: FastAPI, gateway: Gateway, state: State, fetcher: Fetcher) -> None:
+def _add_answer_routes(app: FastAPI, gateway: Gateway, draining: Draining, fetcher: Fetcher) -> None:
     async def handle(request: Request, task: Task, kind: type[Parameters]) -> Response:
-        if state.draining:
+        if draining.refuses:
             raise UnavailableError("draining", "this server is shutting down; try again")
         record: RequestRecord = request.state.record
         gateway.keys.take(record.key, 0)  # before the body costs anything
@@ -191,7 +148,7 @@ def _add_answer_routes(app: FastAPI, gateway: Gateway, state: State, fetcher: Fe
         return await handle(request, "tag", TagParameters)
 
 
-def _add_state_routes(app: FastAPI, gateway: Gateway, state: State) -> None:
+def _add_state_routes(app: FastAPI, gateway: Gateway, draining: Draining) -> None:
     catalogue = gateway.catalogue
 
     @app.get("/models", summary="The models that are ready", responses=MODELS | {401: PROBLEMS[401]})
@@ -211,12 +168,16 @@ def _add_state_routes(app: FastAPI, gateway: Gateway, state: State) -> None:
     @app.get("/readyz", summary="Every served model answers", responses=READY | {503: PROBLEMS[503]})
     @app.get("/v2/health/ready", include_in_schema=False)
     async def readyz() -> Response:
-        if state.draining:
+        if draining.has_begun:
             raise UnavailableError("draining", "this server is shutting down")
         if not catalogue.is_ready:
             code = "model_not_ready" if catalogue.triton_is_up else "triton_unavailable"
             raise UnavailableError(code, "; ".join(catalogue.problems) or "no model is ready")
-        return _json({"status": "ready", "models": sorted({name for name, _ in catalogue.live})})
+        failed = [
+            {"model": name, "version": version, "reason": reason}
+            for (name, version), reason in sorted(catalogue.failed.items())
+        ]
+        return _json({"status": "ready", "models": sorted({name for name, _ in catalogue.live}), "failed": failed})
 
     @app.get("/metrics", summary="Prometheus metrics", responses=METRICS)
     async def prometheus() -> Response:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import random
 import shutil
 import signal
 import socket
@@ -18,8 +19,10 @@ import tempfile
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
+from app.model_control import ModelControl
 from tresnet.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -28,6 +31,8 @@ _FIRST_PAUSE_S = 0.2
 _LONGEST_PAUSE_S = 10.0
 _STEADY_AFTER_S = 30.0
 _STOP_TIMEOUT_S = 20.0
+_TAIL_BYTES = 16_384
+_MODEL_START_TIMEOUT_S = 180
 
 
 def default_home() -> Path:
@@ -38,8 +43,11 @@ def default_home() -> Path:
 class BundledTriton:
     """A supervised ``tritonserver`` over a model repository, on a free port of the loopback interface."""
 
-    def __init__(self, repository: Path, home: Path, log_dir: Path, options: Sequence[str]) -> None:
+    def __init__(
+        self, repository: Path, home: Path, log_dir: Path, options: Sequence[str], hang_timeout_s: float
+    ) -> None:
         self._repository = repository
+        self._hang_timeout_s = hang_timeout_s
         self._server = home / "pytriton" / "tritonserver"
         self._libraries = home / "nvidia_pytriton.libs"
         self.log_path = log_dir / "triton.log"
@@ -61,6 +69,7 @@ class BundledTriton:
             UserError: if the repository, the server, or a library that it needs is missing.
         """
         self._check()
+        self._clear_shared_memory(f"tresnet-stub-{socket.gethostname()}-*")
         self.port = _free_port()
         self.log_path.parent.mkdir(parents=True, exist_ok=True)
         self._backends = tempfile.TemporaryDirectory(prefix="tresnet-backends-")
@@ -140,6 +149,9 @@ class BundledTriton:
             f"--backend-directory={self._backends.name}",
             "--disable-auto-complete-config",
             "--exit-on-error=false",
+            "--model-control-mode=explicit",
+            f"--backend-config=python,stub-timeout-seconds={_MODEL_START_TIMEOUT_S}",
+            f"--backend-config=python,shm-region-prefix-name={self._shared_memory_prefix}",
             "--allow-http=false",
             *self._options,
             "--grpc-address=127.0.0.1",
@@ -154,11 +166,14 @@ class BundledTriton:
         pause_s = _FIRST_PAUSE_S
         while not self._stopping.is_set():
             started = time.monotonic()
-            self._run_once()
-            if self._stopping.is_set():
-                return
+            try:
+                self._run_once()
+                if self._stopping.is_set():
+                    return
+                logger.error("Triton stopped; its last lines in %s:\n%s", self.log_path, self._last_lines())
+            except OSError as error:  # no memory, no file descriptors, a log that cannot be opened: they may come back
+                logger.error("Triton cannot be started: %s", error)
             pause_s = _FIRST_PAUSE_S if time.monotonic() - started > _STEADY_AFTER_S else pause_s
-            logger.error("Triton stopped; its last lines in %s:\n%s", self.log_path, self._last_lines())
             logger.warning("starting Triton again in %.1f s", pause_s)
             self._stopping.wait(pause_s)
             pause_s = min(_LONGEST_PAUSE_S, 2 * pause_s)
@@ -177,18 +192,39 @@ class BundledTriton:
             )
         self._process = process
         logger.info("Triton started, process %d, log in %s", process.pid, self.log_path)
-        while process.poll() is None and not self._stopping.wait(0.1):
+        control = ModelControl(self._repository, f"127.0.0.1:{self.port}", self._hang_timeout_s)
+        control.start()
+        while process.poll() is None and not control.server_hangs and not self._stopping.wait(0.1):
             pass
-        if process.poll() is None:
+        if control.server_hangs:
+            logger.error("Triton has not answered for %.0f s; killing it", self._hang_timeout_s)
+        elif process.poll() is None:
             process.terminate()
             try:
                 process.wait(_STOP_TIMEOUT_S)
             except subprocess.TimeoutExpired:
                 logger.warning("Triton did not stop in %.0f s; killing it", _STOP_TIMEOUT_S)
         _kill_group(process)
+        control.stop()
+        self._clear_shared_memory(f"{self._shared_memory_prefix}*", own=True)
+
+    @property
+    def _shared_memory_prefix(self) -> str:
+        return f"tresnet-stub-{socket.gethostname()}-{os.getpid()}-"
+
+    @staticmethod
+    def _clear_shared_memory(pattern: str, *, own: bool = False) -> None:
+        """What a server that was killed could not clear away: its own, or that of gateways that are gone."""
+        for path in Path("/dev/shm").glob(pattern):  # noqa: S108
+            pid = path.name.removeprefix(f"tresnet-stub-{socket.gethostname()}-").partition("-")[0]
+            if own or not Path(f"/proc/{pid}").exists():
+                path.unlink(missing_ok=True)
 
     def _last_lines(self, count: int = 15) -> str:
-        return "\n".join(self.log_path.read_text(errors="replace").splitlines()[-count:])
+        with self.log_path.open("rb") as log:
+            log.seek(max(0, log.seek(0, os.SEEK_END) - _TAIL_BYTES))
+            text = log.read(_TAIL_BYTES).decode(errors="replace")
+        return "\n".join(text.splitlines()[-count:])
 
 
 def _kill_group(process: subprocess.Popen[bytes]) -> None:
@@ -205,6 +241,9 @@ def _python_version() -> str:
 
 
 def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """Not one that the kernel gives to outgoing connections: such a connection could take it between two starts."""
+    for port in random.sample(range(20_000, 32_768), 100):
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise UserError("no free port on 127.0.0.1 between 20000 and 32767 for the bundled Triton")

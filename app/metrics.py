@@ -54,6 +54,13 @@ class Metrics:
             multiprocess_mode="livemax",
             **make,
         )
+        self.failed_versions = Gauge(
+            "tresnet_model_versions_failed",
+            "Versions in the repository that are not served because they failed to load or to answer as exported.",
+            ["model"],
+            multiprocess_mode="livemax",
+            **make,
+        )
         self.triton_up = Gauge("tresnet_triton_up", "Whether Triton answers.", multiprocess_mode="livemin", **make)
         self.keys = Gauge("tresnet_api_keys", "API keys in force.", multiprocess_mode="livemax", **make)
         self.keys_reload_ok = Gauge(
@@ -69,6 +76,7 @@ class Metrics:
         self._max_labels = max_labels
         self._labels_seen: dict[str, set[str]] = {}
         self._models: set[tuple[str, ...]] = set()
+        self._models_failed: set[str] = set()
 
     def render(self) -> bytes:
         """The exposition text, of all processes together."""
@@ -88,6 +96,13 @@ class Metrics:
         for model in models:
             self.model_info.labels(*model).set(1)
         self._models = models
+
+    def publish_failed_versions(self, models: list[str]) -> None:
+        """How many versions of each model failed, from a list that names a model once for each."""
+        for name in models:
+            self._models_failed.add(name)
+        for name in self._models_failed:
+            self.failed_versions.labels(name).set(models.count(name))
 
     def count_prediction(self, model: str, label: str, score: float) -> None:
         """Count a picture's top label; labels past the bound count as ``other``."""

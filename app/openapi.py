@@ -130,7 +130,15 @@ def _object(**properties: dict[str, Any]) -> dict[str, Any]:
 
 
 LIVE = json_answer("The process is up", _object(status={"const": "live"}))
-READY = json_answer("Ready", _object(status={"const": "ready"}, models={"type": "array", "items": _STRING}))
+_FAILED_VERSION = _object(model=_STRING, version=_STRING, reason=_STRING)
+READY = json_answer(
+    "Ready; versions in the repository that failed and are not served are named",
+    _object(
+        status={"const": "ready"},
+        models={"type": "array", "items": _STRING},
+        failed={"type": "array", "items": _FAILED_VERSION},
+    ),
+)
 MODELS = json_answer(
     "Each ready model's contract", _object(models={"type": "array", "items": {"type": "object", "required": ["name"]}})
 )

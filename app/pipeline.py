@@ -13,7 +13,7 @@ from app.admission import Admission
 from app.body import Body, ImageInput
 from app.catalogue import Catalogue, Picture, ServedModel
 from app.decoder import Decoder
-from app.errors import DeadlineError, RequestError, ServiceError
+from app.errors import DeadlineError, RequestError, ServiceError, UnavailableError
 from app.keys import KeyRing
 from app.metrics import Metrics
 from app.parameters import ClassifyParameters, Parameters, TagParameters
@@ -59,14 +59,18 @@ async def answer(
     Raises:
         ServiceError: if the request cannot be taken, or if every picture failed (the first one's error).
     """
-    model = gateway.catalogue.find(task, parameters.model, parameters.version)
-    record.model, record.version = model.contract.name, model.contract.version
-    check_labels(model, parameters)
     with gateway.admission.admit(len(body.images)):
-        outcomes = await asyncio.gather(
-            *(_one(gateway, model, image, parameters, deadline, record) for image in body.images),
-            return_exceptions=True,
-        )
+        while True:
+            model = gateway.catalogue.find(task, parameters.model, parameters.version)
+            record.model, record.version = model.contract.name, model.contract.version
+            check_labels(model, parameters)
+            outcomes = await asyncio.gather(
+                *(_one(gateway, model, image, parameters, deadline, record) for image in body.images),
+                return_exceptions=True,
+            )
+            if not any(_is_gone(outcome) for outcome in outcomes):
+                break
+            # The version was taken out meanwhile: another may serve, and if none does, find() says so.
     results: list[dict[str, Any]] = []
     first_error: ServiceError | None = None
     for image, outcome in zip(body.images, outcomes, strict=True):
@@ -83,6 +87,10 @@ async def answer(
     if first_error and all(result["status"] == "error" for result in results):
         raise first_error
     return Answer(model, results)
+
+
+def _is_gone(outcome: dict[str, Any] | BaseException) -> bool:
+    return isinstance(outcome, UnavailableError) and outcome.code == "model_not_ready"
 
 
 async def _one(

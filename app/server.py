@@ -91,7 +91,13 @@ def build_app(settings: Settings, parent: int) -> FastAPI:
 def _bundled_triton(settings: Settings) -> Iterator[Settings]:
     """The settings with the address of a Triton that lives as long as the context."""
     home = Path(settings.triton_home) if settings.triton_home else default_home()
-    triton = BundledTriton(Path(settings.repository), home, Path(settings.log_dir), _triton_options(settings))
+    triton = BundledTriton(
+        Path(settings.repository),
+        home,
+        Path(settings.log_dir),
+        _triton_options(settings),
+        settings.triton_hang_timeout_s,
+    )
     triton.start()
     try:
         yield settings.model_copy(update={"triton_url": triton.url})

@@ -106,10 +106,20 @@ class Settings(BaseSettings):
     )
     body_timeout_ms: int = Field(30_000, ge=1, description="Time that a client has to send its body.")
     drain_delay_s: float = Field(
-        0.5, ge=0, description="Time from a stop to closing the port, in which new requests are answered with 503."
+        0.5, ge=0, description="Time from a stop in which requests are still served while /readyz says 503."
+    )
+    drain_refuse_s: float = Field(
+        0.5, ge=0, description="Time after that in which new requests are answered with 503; then the port closes."
     )
     drain_timeout_s: float = Field(30.0, ge=0, description="Time that requests in flight get to finish at a stop.")
     triton_poll_ms: int = Field(1000, ge=50, description="How often Triton's state is looked at.")
+    triton_live_timeout_ms: int = Field(
+        1000, ge=50, description="A Triton that twice takes longer to say that it lives counts as away."
+    )
+    triton_hang_timeout_s: float = Field(
+        60.0, ge=1, description="The bundled Triton is killed and started again when it has not answered for so long."
+    )
+    golden_check_s: float = Field(60.0, ge=1, description="How often a served version's golden picture is asked again.")
     max_metric_labels: int = Field(
         100, ge=0, description="Labels with a counter of their own; the rest count as other."
     )

@@ -10,14 +10,14 @@ from dataclasses import dataclass
 import grpc
 import numpy as np
 import numpy.typing as npt
+from tritonclient.grpc import model_config_pb2, service_pb2_grpc
 from tritonclient.grpc import service_pb2 as pb
-from tritonclient.grpc import service_pb2_grpc
 from tritonclient.utils import deserialize_bytes_tensor
 
 from app.errors import DeadlineError, ServiceError, TritonAnswerError, UnavailableError
 from app.shared_memory import Region, SharedRegions
 from app.triton_url import channel_target, is_this_machine
-from tresnet.contract import EMBEDDING, INPUT, SCORES, ContractError, ModelContract, read_contract
+from tresnet.contract import EMBEDDING, INPUT, SCORES, ModelContract
 
 # Calls go to all servers in turn. All of them may be repeated, so one that meets a dying server is tried again at
 # another within its deadline; no more than one call in ten, so that retries never add to an overload.
@@ -48,6 +48,8 @@ _CHANNEL = [
     ("grpc.dns_min_time_between_resolutions_ms", 1000),
     ("grpc.service_config", json.dumps(_SERVICE_CONFIG)),
     ("grpc.per_rpc_retry_buffer_size", 64 * 2**20),  # a call that is larger than this is not tried again
+    # A client of its own connections, so that a new client means new connections.
+    ("grpc.use_local_subchannel_pool", 1),
 ]
 _CONTROL_TIMEOUT_S = 5.0
 _LABELS_TIMEOUT_S = 60.0
@@ -78,8 +80,6 @@ class TritonClient:
         self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
         if self._wants_regions:
             self._regions = SharedRegions(self._stub)
-            with suppress(grpc.RpcError):
-                await self._regions.clear_away()
 
     async def close(self) -> None:
         if self._regions is not None:
@@ -88,16 +88,29 @@ class TritonClient:
         if self._channel is not None:
             await self._channel.close()
 
+    async def reconnect(self) -> None:
+        """Begin anew: a connection may be up and yet dead, waiting for the rest of a frame that never comes."""
+        before = self._channel
+        await self.start()
+        if before is not None:
+            await before.close()
+
+    async def clear_away(self) -> None:
+        """Have a Triton that has come, or come back, drop what connections before this one left with it."""
+        if self._regions is not None:
+            with suppress(grpc.RpcError):
+                await self._regions.clear_away()
+
     @property
     def _started(self) -> service_pb2_grpc.GRPCInferenceServiceStub:
         if self._stub is None:
             raise RuntimeError("start() was not called")
         return self._stub
 
-    async def is_live(self) -> bool:
+    async def is_live(self, timeout_s: float) -> bool:
         """Whether Triton answers at all."""
         try:
-            return bool((await self._started.ServerLive(pb.ServerLiveRequest(), timeout=_CONTROL_TIMEOUT_S)).live)
+            return bool((await self._started.ServerLive(pb.ServerLiveRequest(), timeout=timeout_s)).live)
         except grpc.RpcError:
             return False
 
@@ -109,20 +122,13 @@ class TritonClient:
             raise _translate(error) from error
         return [(model.name, model.version, model.state, model.reason) for model in answer.models]
 
-    async def contract(self, name: str, version: str) -> ModelContract:
-        """The contract from Triton's model-configuration call.
-
-        Raises:
-            TritonAnswerError: if it is not one that this service can serve.
-        """
-        request = pb.ModelConfigRequest(name=name, version=version)
+    async def config(self, name: str) -> model_config_pb2.ModelConfig:
+        """The model's configuration, which holds its contract."""
         try:
-            answer = await self._started.ModelConfig(request, timeout=_CONTROL_TIMEOUT_S)
-            return read_contract(answer.config, version)
+            answer = await self._started.ModelConfig(pb.ModelConfigRequest(name=name), timeout=_CONTROL_TIMEOUT_S)
         except grpc.RpcError as error:
             raise _translate(error) from error
-        except ContractError as error:
-            raise TritonAnswerError(str(error)) from error
+        return answer.config
 
     async def labels(self, contract: ModelContract) -> list[str]:
         """The labels, from Triton's classification extension, which reads them from the model's label file."""
@@ -231,9 +237,10 @@ def _translate(error: grpc.RpcError) -> ServiceError:
     status, message = error.code(), str(error.details() or "")
     if status == grpc.StatusCode.DEADLINE_EXCEEDED or "timeout" in message.lower():
         return DeadlineError()
-    if status == grpc.StatusCode.NOT_FOUND or (
-        status == grpc.StatusCode.UNAVAILABLE and ("not ready" in message or "xceeds maximum queue size" in message)
-    ):
+    if "xceeds maximum queue size" in message:
+        return UnavailableError("queue_full", "too many pictures are waiting; try again later")
+    is_known = any(words in message for words in ("not ready", "not at ready state"))
+    if status == grpc.StatusCode.NOT_FOUND or (status == grpc.StatusCode.UNAVAILABLE and is_known):
         return UnavailableError("model_not_ready", "the model is not ready to answer; try again")
     if status == grpc.StatusCode.UNAVAILABLE:
         return UnavailableError("triton_unavailable", "the inference server cannot be reached; try again")

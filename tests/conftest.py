@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,6 +78,11 @@ class Server:
     def command(self, pid: int) -> list[str]:
         return command(pid).split("\0")
 
+    def triton_address(self) -> str:
+        """Of the bundled Triton, for a second gateway or for a hand at its controls."""
+        [port] = re.findall(r"--grpc-port=(\d+)", command(self.tritons()[0]))
+        return f"127.0.0.1:{port}"
+
     def workers(self) -> list[int]:
         return [pid for pid in self.children() if "spawn_main" in command(pid)]
 
@@ -139,8 +145,15 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def start_server(folder: Path, *options: str, **settings: object) -> Server:
-    port = free_port()
+def until(condition: Callable[[], object], what: str, seconds: float = 100) -> None:
+    started = time.monotonic()
+    while not condition():
+        assert time.monotonic() - started < seconds, what
+        time.sleep(0.1)
+
+
+def start_server(folder: Path, *options: str, port: int | None = None, **settings: object) -> Server:
+    port = port or free_port()
     environment = {key: value for key, value in os.environ.items() if not key.startswith("TRESNET_")}
     environment |= {f"TRESNET_{name.upper()}": str(value) for name, value in settings.items()}
     with (folder / "serve.log").open("ab") as log:

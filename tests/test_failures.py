@@ -13,34 +13,35 @@ import pytest
 from conftest import is_running, start_server
 
 
-def test_killed_triton_is_survived(models: Path, digit_files: list[bytes]) -> None:
-    server = start_server(models)
+def test_killed_and_hanging_triton_is_survived(models: Path, digit_files: list[bytes]) -> None:
+    """Killed, it is started again. Stopped, it is given up within seconds, and in the end replaced."""
+    server = start_server(models, triton_hang_timeout_s=8)
     try:
         server.wait_ready(60)
         url = f"{server.url}/classify"
         right = httpx.post(url, content=digit_files[0]).json()["results"][0]["predictions"]
-        for pid in server.tritons():
-            os.kill(pid, signal.SIGKILL)
-        killed = time.monotonic()
-        refused, served_after = 0, None
-        while time.monotonic() - killed < 30:
-            asked = time.monotonic()
-            answer = httpx.post(url, content=digit_files[0], timeout=30)
-            if answer.status_code == 200:
-                assert answer.json()["results"][0]["predictions"] == right
-                if refused:
-                    served_after = time.monotonic() - killed
-                    break
-            else:
-                refused += 1
-                assert answer.status_code == 503
-                assert int(answer.headers["retry-after"]) >= 1
-                assert time.monotonic() - asked < 2
-                ready = httpx.get(f"{server.url}/readyz").status_code
-                assert ready == 503 or refused > 1
-            time.sleep(0.05)
-        assert refused
-        assert served_after is not None and served_after < 15
+        for number, refused_within_s in ((signal.SIGKILL, 2), (signal.SIGSTOP, 10)):
+            for pid in server.tritons():
+                os.kill(pid, number)
+            sent = time.monotonic()
+            refused = 0
+            while True:
+                asked = time.monotonic()
+                answer = httpx.post(url, content=digit_files[0], timeout=30)
+                if answer.status_code == 200:
+                    assert answer.json()["results"][0]["predictions"] == right
+                    if refused:
+                        break
+                else:
+                    refused += 1
+                    assert answer.status_code == 503, answer.text
+                    assert int(answer.headers["retry-after"]) >= 1
+                    assert time.monotonic() - asked < (refused_within_s if refused == 1 else 2)
+                    ready = httpx.get(f"{server.url}/readyz").status_code
+                    assert ready == 503 or refused > 1
+                assert time.monotonic() - sent < 120
+                time.sleep(0.05)
+            assert refused
     finally:
         server.process.send_signal(signal.SIGINT)
         server.process.wait(40)
@@ -50,7 +51,7 @@ def test_killed_triton_is_survived(models: Path, digit_files: list[bytes]) -> No
 def test_stop_in_traffic_answers_what_is_in_flight_and_leaves_nothing(
     models: Path, digit_files: list[bytes], workers: int, stop_signal: signal.Signals
 ) -> None:
-    server = start_server(models, workers=workers, drain_delay_s=3)
+    server = start_server(models, workers=workers, drain_delay_s=0.5, drain_refuse_s=3)
     server.wait_ready(60, workers=workers)
     statuses: list[int] = []
     codes: set[str] = set()

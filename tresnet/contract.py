@@ -21,6 +21,8 @@ INPUT = "INPUT__0"
 SCORES = "OUTPUT__0"
 EMBEDDING = "OUTPUT__1"
 LABELS_FILE = "labels.txt"
+FAILED_VERSIONS = "failed_versions"
+"""Parameter in which whoever drives Triton's model control names the versions that could not be loaded: ``3,5``."""
 _VERSION_PREFIX = "version."
 
 Task = Literal["classify", "tag"]

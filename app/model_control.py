@@ -1,0 +1,214 @@
+"""Which versions the bundled Triton has loaded: what lies in the model repository, less what cannot be loaded.
+
+:class:`ModelControl` looks at the repository's files every second and tells Triton, through its explicit model
+control, to load what is new, to load again what changed, and to unload what is gone. Triton keeps the old one
+answering until the new one is loaded. A version that cannot be loaded is left out and named in the parameter
+``failed_versions`` of the configuration that Triton then gives to everyone who asks.
+
+Triton's own polling will not do: with one broken version in a model, a Triton that starts loads none of them.
+"""
+
+from __future__ import annotations
+
+import logging
+import stat
+import threading
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from google.protobuf import json_format, text_format
+from tritonclient import grpc as triton
+from tritonclient.grpc import model_config_pb2 as pb
+from tritonclient.utils import InferenceServerException
+
+from tresnet.contract import FAILED_VERSIONS
+
+logger = logging.getLogger(__name__)
+
+CONFIG = Path("configs") / "embedded.pbtxt"
+_LOOK_EVERY_S = 1.0
+_LIVE_TIMEOUT_S = 5.0
+_INDEX_TIMEOUT_S = 30.0
+_LOAD_TIMEOUT_S = 600.0
+_FIRST_RETRY_S = 30.0
+_LONGEST_RETRY_S = 1800.0
+
+Stamp = tuple[tuple[str, int, int], ...]
+"""Name, time and size of each file: equal stamps mean unchanged files."""
+
+
+@dataclass(frozen=True)
+class OnDisk:
+    """A model's folder at one look: its own files, and each version's."""
+
+    files: Stamp
+    versions: dict[int, Stamp]
+
+
+@dataclass
+class _Model:
+    """What Triton was last told about a model."""
+
+    told: OnDisk | None = None  # None: nothing, or to unload it
+    broken: dict[int, Stamp] = field(default_factory=dict)
+    """Versions that could not be loaded, as they were then."""
+    retry_pause_s: float = _FIRST_RETRY_S
+    retry_at: float | None = None
+    call: Future[None] | None = None
+
+    @property
+    def is_idle(self) -> bool:
+        return self.call is None or self.call.done()
+
+
+def read_repository(repository: Path) -> dict[str, OnDisk]:
+    """The models that lie in the repository now; hidden folders are those of an export under way."""
+    return {
+        folder.name: OnDisk(
+            _stamp(folder) + _stamp(folder / CONFIG.parent),
+            {int(entry.name): _stamp(entry) for entry in _folders(folder) if entry.name.isdecimal()},
+        )
+        for folder in _folders(repository)
+        if (folder / CONFIG).exists()
+    }
+
+
+def _folders(parent: Path) -> list[Path]:
+    return [entry for entry in _entries(parent) if entry.is_dir()]
+
+
+def _stamp(folder: Path) -> Stamp:
+    found = []
+    for path in _entries(folder):
+        with suppress(FileNotFoundError):  # it is being removed
+            status = path.stat()
+            if stat.S_ISREG(status.st_mode):
+                found.append((path.name, status.st_mtime_ns, status.st_size))
+    return tuple(found)
+
+
+def _entries(folder: Path) -> list[Path]:
+    try:
+        return sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
+    except FileNotFoundError:
+        return []
+
+
+class ModelControl:
+    """Keeps one life of a Triton server in step with the repository, from :meth:`start` to :meth:`stop`."""
+
+    def __init__(self, repository: Path, address: str, hang_timeout_s: float) -> None:
+        self._repository = repository
+        self._address = address
+        self._hang_timeout_s = hang_timeout_s
+        self._seen_alive = time.monotonic()
+        self._stopping = threading.Event()
+        self._models: dict[str, _Model] = {}
+        self._pool = ThreadPoolExecutor(8, thread_name_prefix="load-model")
+        self._thread = threading.Thread(target=self._run, name="model-control", daemon=True)
+
+    def start(self) -> None:
+        self._seen_alive = time.monotonic()
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Call it once the server is gone, so that a load under way has failed."""
+        self._stopping.set()
+        self._thread.join()
+        self._pool.shutdown(cancel_futures=True)
+
+    @property
+    def server_hangs(self) -> bool:
+        """Whether the server has not answered for so long that only a new start can help."""
+        return time.monotonic() - self._seen_alive > self._hang_timeout_s
+
+    def _run(self) -> None:
+        with triton.InferenceServerClient(self._address) as client:
+            before: dict[str, OnDisk] | None = None
+            while not self._stopping.wait(0.1 if before is None else _LOOK_EVERY_S):
+                try:
+                    if not client.is_server_live(client_timeout=_LIVE_TIMEOUT_S):
+                        continue
+                except InferenceServerException:
+                    continue
+                self._seen_alive = time.monotonic()
+                try:
+                    now = read_repository(self._repository)
+                except OSError as error:
+                    logger.warning("the model repository cannot be read: %s", error)
+                    continue
+                self._follow(client, now if before is None else before, now)
+                before = now
+
+    def _follow(self, client: triton.InferenceServerClient, before: dict[str, OnDisk], now: dict[str, OnDisk]) -> None:
+        """Act on what has not changed since the look before: what is being written or removed is left to settle."""
+        for name in self._models.keys() - now.keys() - before.keys():
+            model = self._models[name]
+            if model.is_idle and model.told is not None:
+                logger.info("model %r is gone from the repository", name)
+                model.told, model.retry_at = None, None
+                model.call = self._pool.submit(self._unload, client, name)
+        for name, found in now.items():
+            model = self._models.setdefault(name, _Model())
+            is_due = model.retry_at is not None and time.monotonic() > model.retry_at
+            if model.is_idle and before.get(name) == found and (model.told != found or is_due):
+                if is_due:
+                    model.broken.clear()
+                else:
+                    model.retry_pause_s = _FIRST_RETRY_S
+                model.told = found
+                model.call = self._pool.submit(self._load, client, name, model, found)
+
+    def _unload(self, client: triton.InferenceServerClient, name: str) -> None:
+        try:
+            client.unload_model(name, client_timeout=_LOAD_TIMEOUT_S)
+        except InferenceServerException as error:
+            logger.info("unloading model %r: %s", name, error.message())
+
+    def _load(self, client: triton.InferenceServerClient, name: str, model: _Model, found: OnDisk) -> None:
+        """Load all versions that can be; come back later for those that cannot, be it the machine's fault."""
+        model.broken = {number: stamp for number, stamp in model.broken.items() if found.versions.get(number) == stamp}
+        started = time.monotonic()
+        while good := sorted(found.versions.keys() - model.broken.keys()):
+            try:
+                self._tell(client, name, good, sorted(model.broken))
+            except (InferenceServerException, text_format.ParseError, OSError, UnicodeError) as error:
+                if self._stopping.is_set():
+                    return
+                reason = str(error).splitlines()[0][:300]
+                broken = self._failed(client, name, good)
+                logger.error("model %r version %s cannot be loaded: %s", name, broken or good, reason)
+                model.broken |= {number: found.versions[number] for number in broken or good}
+            else:
+                logger.info("model %r: loaded %s in %.1f s", name, good, time.monotonic() - started)
+                break
+        model.retry_at = None
+        if model.broken:
+            model.retry_at = time.monotonic() + model.retry_pause_s
+            model.retry_pause_s = min(_LONGEST_RETRY_S, 2 * model.retry_pause_s)
+
+    def _tell(self, client: triton.InferenceServerClient, name: str, good: list[int], broken: list[int]) -> None:
+        config = text_format.Parse((self._repository / name / CONFIG).read_text(encoding="utf-8"), pb.ModelConfig())
+        config.version_policy.specific.versions.extend(good)
+        config.parameters[FAILED_VERSIONS].string_value = ",".join(map(str, broken))
+        text = json_format.MessageToJson(config, preserving_proto_field_name=True)
+        client.load_model(name, config=text, client_timeout=_LOAD_TIMEOUT_S)
+
+    def _failed(self, client: triton.InferenceServerClient, name: str, asked: list[int]) -> list[int]:
+        """Which of the versions asked for are the reason that a model could not be loaded, as Triton tells it."""
+        try:
+            index = client.get_model_repository_index(client_timeout=_INDEX_TIMEOUT_S)
+        except InferenceServerException:
+            return []
+        return [
+            int(entry.version)
+            for entry in index.models
+            if entry.name == name
+            and entry.state == "UNAVAILABLE"
+            and entry.reason not in ("", "unloaded")
+            and entry.version.isdecimal()
+            and int(entry.version) in asked
+        ]

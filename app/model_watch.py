@@ -1,0 +1,362 @@
+"""Learns from Triton which models there are, and lets a version into the catalogue once it has proved itself.
+
+Every ``triton_poll_ms`` :class:`ModelWatch` asks Triton whether it lives and what it has loaded. A version goes live
+only after its contract was read, its labels agree with their digest, and its golden picture was answered as at
+export along the whole path; what was live before serves on meanwhile. The golden picture is asked again every
+``golden_check_s``, and at once when a version lets requests time out. When Triton is away, nothing is live, calls
+under way end with 503, and all must be learnt anew.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import logging
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+from tritonclient.grpc import model_config_pb2 as pb
+
+from app.batching import Batcher
+from app.catalogue import Catalogue, Key, Picture, ServedModel
+from app.decoder import Decoder
+from app.errors import DeadlineError, ServiceError, TritonAnswerError, UnavailableError
+from app.metrics import Metrics
+from app.settings import Settings
+from app.tracing import Tracing
+from app.triton import Prediction, TritonClient
+from tresnet.contract import (
+    FAILED_VERSIONS,
+    SCORE_TOLERANCE,
+    ContractError,
+    ModelContract,
+    labels_digest,
+    read_contract,
+)
+
+logger = logging.getLogger(__name__)
+
+_FIRST_LOOK_S = 5.0
+_STARTING_POLL_MS = 250
+_FIRST_GOLDEN_S = 60.0
+_LEARN_AGAIN_S = (1.0, 2.0, 5.0, 10.0, 30.0)
+"""Pauses after which a version that failed is asked again."""
+
+
+@dataclass
+class _Watched:
+    """What is known of a version that Triton says it has loaded."""
+
+    config: pb.ModelConfig
+    contract: ModelContract | None = None
+    task: asyncio.Task[None] | None = None
+    """Learning or checking, while it lasts."""
+    due_s: float = 0.0
+    """When to learn or check next, on the loop's clock."""
+    failures: int = 0
+
+
+class ModelWatch:
+    """Keeps the catalogue true from :meth:`start` to :meth:`close`."""
+
+    def __init__(
+        self,
+        triton: TritonClient,
+        decoder: Decoder,
+        settings: Settings,
+        metrics: Metrics,
+        tracing: Tracing,
+        catalogue: Catalogue,
+    ) -> None:
+        self._triton = triton
+        self._decoder = decoder
+        self._settings = settings
+        self._metrics = metrics
+        self._tracing = tracing
+        self._catalogue = catalogue
+        self._watched: dict[Key, _Watched] = {}
+        self._served_names: set[str] = set()
+        self._calls: set[asyncio.Task[Any]] = set()
+        self._wake = asyncio.Event()
+        self._needs_new_connection = False
+        self._loop_task: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Look once, so that a process that joins others is of use when its first request comes; then keep watching."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_FIRST_LOOK_S):
+                await self._look()
+                await asyncio.gather(*(watched.task for watched in self._watched.values() if watched.task))
+                await self._look()
+        self._loop_task = asyncio.create_task(self._keep_watching())
+
+    async def close(self) -> None:
+        tasks = [self._loop_task, *(watched.task for watched in self._watched.values())]
+        for task in tasks:
+            if task is not None:
+                task.cancel()
+        await asyncio.gather(*(task for task in tasks if task is not None), return_exceptions=True)
+        await asyncio.gather(*(model.batcher.close() for model in self._catalogue.live.values()))
+
+    async def _keep_watching(self) -> None:
+        while True:
+            pause_ms = self._settings.triton_poll_ms
+            if not self._catalogue.is_ready:
+                pause_ms = min(_STARTING_POLL_MS, pause_ms)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._wake.wait(), pause_ms / 1000)
+            self._wake.clear()
+            try:
+                await self._look()
+            except Exception:
+                logger.exception("looking at Triton failed")
+                self._lose_triton("the inference server could not be looked at")
+
+    async def _look(self) -> None:
+        if self._needs_new_connection:
+            self._needs_new_connection = False
+            await self._triton.reconnect()
+        timeout_s = self._settings.triton_live_timeout_ms / 1000
+        if not (await self._triton.is_live(timeout_s) or await self._triton.is_live(timeout_s)):
+            self._lose_triton("the inference server does not answer")
+            return
+        if not self._catalogue.triton_is_up:
+            await self._triton.clear_away()
+        try:
+            index = await self._triton.index()
+            configs = {
+                name: await self._config(name) for name in sorted({row[0] for row in index if row[2] == "READY"})
+            }
+        except ServiceError as error:
+            self._lose_triton(error.detail)
+            return
+        self._catalogue.triton_is_up = True
+        self._metrics.triton_up.set(1)
+        self._follow({(name, version) for name, version, state, _ in index if state == "READY"}, configs)
+        self._judge(index, configs)
+
+    async def _config(self, name: str) -> pb.ModelConfig | None:
+        """None if the model went since the look at the index."""
+        try:
+            return await self._triton.config(name)
+        except UnavailableError as error:
+            if error.code == "model_not_ready":
+                return None
+            raise
+        except TritonAnswerError:
+            return None
+
+    def _follow(self, ready: set[Key], configs: dict[str, pb.ModelConfig | None]) -> None:
+        """Forget what is gone or changed; learn what is new; check again what is due."""
+        now = asyncio.get_running_loop().time()
+        for key in self._watched.keys() - ready:
+            self._forget(key)
+        for key in sorted(ready):
+            config = configs[key[0]]
+            if config is None:
+                continue
+            watched = self._watched.get(key)
+            if watched is not None and watched.config != config:
+                if watched.contract != _contract_or_none(config, key[1]):
+                    self._forget(key)
+                    watched = None
+                else:
+                    watched.config = config
+            if watched is None:
+                watched = self._watched[key] = _Watched(config)
+            if watched.task is None and watched.due_s <= now:
+                work = self._check(key) if key in self._catalogue.live else self._learn(key, watched)
+                watched.task = asyncio.create_task(self._attempt(key, watched, work))
+
+    def _forget(self, key: Key) -> None:
+        watched = self._watched.pop(key)
+        if watched.task is not None:
+            watched.task.cancel()
+        self._catalogue.live.pop(key, None)
+        self._catalogue.failed.pop(key, None)
+
+    def _judge(self, index: list[tuple[str, str, str, str]], configs: dict[str, pb.ModelConfig | None]) -> None:
+        """Which versions failed, and whether the gateway is ready.
+
+        At the start every model must answer. Later a publication that fails takes nothing out of service: only a
+        model that was served and is still loaded, or loading, has to be.
+        """
+        catalogue = self._catalogue
+        failed = {key: reason for key, reason in catalogue.failed.items() if key in self._watched}
+        wanted: set[str] = set()
+        for name, version, state, reason in index:
+            if name.startswith("."):  # what a cut-off export left behind
+                continue
+            if state in ("LOADING", "READY"):
+                wanted.add(name)
+            elif state == "UNAVAILABLE" and reason not in ("", "unloaded"):
+                wanted.add(name)
+                if _is_failed(version, configs.get(name)):
+                    failed[name, version] = reason.splitlines()[0]
+        for key in sorted(failed.keys() - catalogue.failed.keys()):
+            logger.warning("model %r version %s is not served: %s", *key, failed[key])
+        catalogue.known = {(name, version) for name, version, *_ in index if not name.startswith(".")}
+        catalogue.failed = failed
+        names = catalogue.live_names
+        missing = ((wanted & self._served_names) if self._served_names else wanted) - names
+        problems = [_problem(name, failed) for name in sorted(missing)]
+        if not names and not problems:
+            problems = ["no model is loaded"] if catalogue.known else ["the model repository is empty"]
+        if problems and problems != catalogue.problems:
+            logger.warning("not ready: %s", "; ".join(problems))
+        catalogue.problems = problems
+        if not problems:
+            self._served_names |= names
+        self._metrics.publish_models({_info(model.contract) for model in catalogue.live.values()})
+        self._metrics.publish_failed_versions([name for name, _ in failed])
+
+    async def _attempt(self, key: Key, watched: _Watched, work: Coroutine[Any, Any, None]) -> None:
+        """Learn or check a version; if it fails, take it out and come back later."""
+        loop = asyncio.get_running_loop()
+        try:
+            await work
+            watched.failures = 0
+            watched.due_s = loop.time() + self._settings.golden_check_s
+            self._catalogue.failed.pop(key, None)
+        except ServiceError as error:
+            if isinstance(error, UnavailableError):  # nothing is said of the version; the next look will see
+                watched.due_s = loop.time() + _LEARN_AGAIN_S[0]
+            elif self._watched.get(key) is watched:
+                pause_s = _LEARN_AGAIN_S[min(watched.failures, len(_LEARN_AGAIN_S) - 1)]
+                watched.failures += 1
+                watched.due_s = loop.time() + pause_s
+                self._catalogue.live.pop(key, None)
+                self._catalogue.failed[key] = error.detail
+                logger.warning("model %r version %s is out: %s", *key, error.detail)
+        finally:
+            watched.task = None
+            self._wake.set()
+
+    async def _learn(self, key: Key, watched: _Watched) -> None:
+        name, version = key
+        try:
+            watched.contract = contract = read_contract(watched.config, version)
+        except ContractError as error:
+            raise TritonAnswerError(str(error)) from error
+        labels = await self._triton.labels(contract)
+        if labels_digest(labels) != contract.labels_sha256:
+            raise TritonAnswerError("its labels are not those it was exported with")
+        await self._ask_golden_picture(contract, _FIRST_GOLDEN_S)
+        batcher: Batcher[Picture, Prediction] = Batcher(
+            self._runner(contract),
+            max_batch_size=contract.max_batch_size,
+            batches_in_flight=self._settings.batches_in_flight,
+            on_queue_change=self._metrics.queue_depth.inc,
+            is_backlogged=lambda: self._decoder.is_backlogged,
+        )
+        self._catalogue.live[key] = ServedModel(contract, labels, batcher)
+        logger.info("live: model %r version %s (%s, %s)", name, version, contract.facts.architecture, contract.task)
+
+    async def _check(self, key: Key) -> None:
+        model = self._catalogue.live[key]
+        await self._ask_golden_picture(model.contract, self._settings.request_timeout_ms / 1000)
+
+    async def _ask_golden_picture(self, contract: ModelContract, timeout_s: float) -> None:
+        golden = contract.facts.golden
+        prepared = await self._decoder(base64.b64decode(golden.png_base64), contract.preprocessing)
+        try:
+            [prediction] = await self._triton.infer(contract, [prepared.pixels], timeout_s, embedding=True)
+        except DeadlineError as error:
+            raise TritonAnswerError(f"its golden picture was not answered within {timeout_s:.0f} s") from error
+        distance = max(abs(float(prediction.scores[label]) - score) for label, score in golden.scores.items())
+        if distance > SCORE_TOLERANCE[contract.facts.precision]:
+            raise TritonAnswerError(f"its golden picture's scores are {distance:.3f} off")
+
+    def _runner(self, contract: ModelContract) -> Callable[[Sequence[Picture], float], Awaitable[list[Prediction]]]:
+        key = contract.name, contract.version
+
+        async def run(pictures: Sequence[Picture], deadline: float) -> list[Prediction]:
+            if not self._catalogue.triton_is_up:
+                raise _away()
+            self._metrics.batch_size.observe(len(pictures))
+            self._metrics.inflight.inc(len(pictures))
+            try:
+                with self._tracing.infer([picture.traceparent for picture in pictures]) as traceparent:
+                    left_s = max(0.001, deadline - asyncio.get_running_loop().time())
+                    pixels = [picture.pixels for picture in pictures]
+                    call = asyncio.create_task(
+                        self._triton.infer(
+                            contract,
+                            pixels,
+                            left_s,
+                            embedding=any(picture.wants_embedding for picture in pictures),
+                            headers={"traceparent": traceparent} if traceparent else None,
+                        )
+                    )
+                    self._calls.add(call)
+                    call.add_done_callback(self._calls.discard)
+                    return await call
+            except asyncio.CancelledError:
+                if not self._catalogue.triton_is_up:  # it was this watch that cancelled the call
+                    raise _away() from None
+                raise
+            except ServiceError as error:
+                self._suspect(key, error)
+                raise
+            finally:
+                self._metrics.inflight.dec(len(pictures))
+
+        return run
+
+    def _suspect(self, key: Key, error: ServiceError) -> None:
+        """A call failed: draw the consequence at once rather than at the next look."""
+        if isinstance(error, UnavailableError) and error.code == "triton_unavailable":
+            self._lose_triton(error.detail)
+        elif isinstance(error, UnavailableError):
+            if key in self._watched:
+                self._forget(key)
+        elif isinstance(error, DeadlineError) and key in self._watched:
+            self._watched[key].due_s = 0.0
+        self._wake.set()
+
+    def _lose_triton(self, why: str) -> None:
+        if self._catalogue.triton_is_up:
+            logger.warning("Triton is lost: %s", why)
+        self._needs_new_connection = True
+        self._catalogue.lose_triton(why)
+        self._metrics.triton_up.set(0)
+        self._metrics.publish_models(set())
+        for key in list(self._watched):
+            self._forget(key)
+        for call in self._calls:
+            call.cancel()
+
+
+def _away() -> UnavailableError:
+    return UnavailableError("triton_unavailable", "the inference server is away; try again")
+
+
+def _contract_or_none(config: pb.ModelConfig, version: str) -> ModelContract | None:
+    try:
+        return read_contract(config, version)
+    except ContractError:
+        return None
+
+
+def _is_failed(version: str, config: pb.ModelConfig | None) -> bool:
+    """Whether a version that Triton could not load is still in the repository.
+
+    Triton's index goes on naming one that was removed; who drives its model control knows better.
+    """
+    if config is None or FAILED_VERSIONS not in config.parameters:
+        return True
+    return version in config.parameters[FAILED_VERSIONS].string_value.split(",")
+
+
+def _problem(name: str, failed: dict[Key, str]) -> str:
+    reasons = [f"version {version}: {reason}" for (model, version), reason in sorted(failed.items()) if model == name]
+    return f"model {name!r} is not ready" + (f": {'; '.join(reasons)}" if reasons else " yet")
+
+
+def _info(contract: ModelContract) -> tuple[str, ...]:
+    facts = contract.facts
+    return (
+        contract.name, contract.version, facts.architecture, contract.task, facts.precision, facts.source_sha256
+    )  # fmt: skip
