@@ -118,7 +118,7 @@ class Clients:
     def watcher(self, client: httpx.Client) -> None:
         for path in ("/readyz", "/metrics", "/models", "/nothing"):
             answer = client.get(f"{self.url}{path}")
-            self.seen.note("watcher", answer.status_code, path if answer.status_code >= 500 else None)
+            self.seen.note("watcher", answer.status_code, path if answer.status_code in (500, 502) else None)
 
     def _connection(self) -> socket.socket:
         host, port = self.url.removeprefix("http://").split(":")
