@@ -49,7 +49,7 @@ class Catalogue:
     live: dict[Key, ServedModel] = field(default_factory=dict)
     failed: dict[Key, str] = field(default_factory=dict)
     known: set[Key] = field(default_factory=set)
-    """What is in Triton's repository, loaded or not; the version is "" where Triton does not tell."""
+    """What is in Triton's repository: each name with the version "", and the versions that serve or should."""
     problems: list[str] = field(default_factory=lambda: ["the inference server has not been reached yet"])
     triton_is_up: bool = False
 

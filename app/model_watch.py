@@ -186,18 +186,22 @@ class ModelWatch:
         catalogue = self._catalogue
         failed = {key: reason for key, reason in catalogue.failed.items() if key in self._watched}
         wanted: set[str] = set()
+        known: set[Key] = set()
         for name, version, state, reason in index:
             if name.startswith("."):  # what a cut-off export left behind
                 continue
+            known.add((name, ""))
             if state in ("LOADING", "READY"):
                 wanted.add(name)
+                known.add((name, version))
             elif state == "UNAVAILABLE" and reason not in ("", "unloaded"):
                 wanted.add(name)
                 if _is_failed(version, configs.get(name)):
                     failed[name, version] = reason.splitlines()[0]
+                    known.add((name, version))
         for key in sorted(failed.keys() - catalogue.failed.keys()):
             logger.warning("model %r version %s is not served: %s", *key, failed[key])
-        catalogue.known = {(name, version) for name, version, *_ in index if not name.startswith(".")}
+        catalogue.known = known
         catalogue.failed = failed
         names = catalogue.live_names
         missing = ((wanted & self._served_names) if self._served_names else wanted) - names
