@@ -48,8 +48,8 @@ class Catalogue:
 
     live: dict[Key, ServedModel] = field(default_factory=dict)
     failed: dict[Key, str] = field(default_factory=dict)
-    known: set[Key] = field(default_factory=set)
-    """What is in Triton's repository: each name with the version "", and the versions that serve or should."""
+    known: dict[str, set[str]] = field(default_factory=dict)
+    """The models in Triton's repository, and of each the versions that serve or should."""
     problems: list[str] = field(default_factory=lambda: ["the inference server has not been reached yet"])
     triton_is_up: bool = False
 
@@ -87,11 +87,11 @@ class Catalogue:
             name = names[0]
         versions = {key[1]: model for key, model in self.live.items() if key[0] == name}
         if not versions:
-            if any(name == known for known, _ in self.known):
+            if name in self.known:
                 raise UnavailableError("model_not_ready", f"model {name!r} is not ready; try again")
             raise RequestError(404, "unknown_model", f"there is no model {name!r}; GET /models lists them")
         if version is not None and version not in versions:
-            if (name, version) in self.known:
+            if version in self.known.get(name, ()):
                 raise UnavailableError("model_not_ready", f"model {name!r} version {version} is not ready; try again")
             raise RequestError(
                 404, "unknown_version", f"model {name!r} has no version {version!r}; GET /models lists them"

@@ -186,19 +186,19 @@ class ModelWatch:
         catalogue = self._catalogue
         failed = {key: reason for key, reason in catalogue.failed.items() if key in self._watched}
         wanted: set[str] = set()
-        known: set[Key] = set()
+        known: dict[str, set[str]] = {}
         for name, version, state, reason in index:
             if name.startswith("."):  # what a cut-off export left behind
                 continue
-            known.add((name, ""))
+            versions = known.setdefault(name, set())
             if state in ("LOADING", "READY"):
                 wanted.add(name)
-                known.add((name, version))
+                versions.add(version)
             elif state == "UNAVAILABLE" and reason not in ("", "unloaded"):
                 wanted.add(name)
                 if _is_failed(version, configs.get(name)):
                     failed[name, version] = reason.splitlines()[0]
-                    known.add((name, version))
+                    versions.add(version)
         for key in sorted(failed.keys() - catalogue.failed.keys()):
             logger.warning("model %r version %s is not served: %s", *key, failed[key])
         catalogue.known = known
