@@ -41,6 +41,11 @@ logger = logging.getLogger(__name__)
 _FIRST_LOOK_S = 5.0
 _STARTING_POLL_MS = 250
 _FIRST_GOLDEN_S = 60.0
+_MISSED_S = 3.0
+_SETTLING_S = 10.0
+_ATTEMPTS = {"triton_unavailable": 3, "model_not_ready": 10}
+"""Calls of one batch, by what they failed with."""
+_NEXT_ATTEMPT_S = 0.02
 _LEARN_AGAIN_S = (1.0, 2.0, 5.0, 10.0, 30.0)
 """Pauses after which a version that failed is asked again."""
 
@@ -56,6 +61,8 @@ class _Watched:
     due_s: float = 0.0
     """When to learn or check next, on the loop's clock."""
     failures: int = 0
+    missed_since_s: float | None = None
+    """Since when no look has found it loaded, on the loop's clock."""
 
 
 class ModelWatch:
@@ -81,6 +88,9 @@ class ModelWatch:
         self._calls: set[asyncio.Task[Any]] = set()
         self._wake = asyncio.Event()
         self._needs_new_connection = False
+        self._awaited: set[str] = set()
+        """What was live when Triton was lost: it may be up again and not have begun to load them."""
+        self._up_since_s = 0.0
         self._loop_task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -123,6 +133,7 @@ class ModelWatch:
             self._lose_triton("the inference server does not answer")
             return
         if not self._catalogue.triton_is_up:
+            self._up_since_s = asyncio.get_running_loop().time()
             await self._triton.clear_away()
         try:
             index = await self._triton.index()
@@ -152,7 +163,12 @@ class ModelWatch:
         """Forget what is gone or changed; learn what is new; check again what is due."""
         now = asyncio.get_running_loop().time()
         for key in self._watched.keys() - ready:
-            self._forget(key)
+            # Of several Tritons, one that starts or stops does not speak for all: another one is asked next.
+            since_s = self._watched[key].missed_since_s
+            if key not in self._catalogue.live or (since_s is not None and now - since_s > _MISSED_S):
+                self._forget(key)
+            elif since_s is None:
+                self._watched[key].missed_since_s = now
         for key in sorted(ready):
             config = configs[key[0]]
             if config is None:
@@ -166,6 +182,7 @@ class ModelWatch:
                     watched.config = config
             if watched is None:
                 watched = self._watched[key] = _Watched(config)
+            watched.missed_since_s = None
             if watched.task is None and watched.due_s <= now:
                 work = self._check(key) if key in self._catalogue.live else self._learn(key, watched)
                 watched.task = asyncio.create_task(self._attempt(key, watched, work))
@@ -204,6 +221,9 @@ class ModelWatch:
         catalogue.known = known
         catalogue.failed = failed
         names = catalogue.live_names
+        if asyncio.get_running_loop().time() - self._up_since_s > _SETTLING_S:
+            self._awaited.clear()
+        wanted |= self._awaited
         missing = ((wanted & self._served_names) if self._served_names else wanted) - names
         problems = [_problem(name, failed) for name in sorted(missing)]
         if not names and not problems:
@@ -226,7 +246,7 @@ class ModelWatch:
             self._catalogue.failed.pop(key, None)
         except ServiceError as error:
             if isinstance(error, UnavailableError):  # nothing is said of the version; the next look will see
-                watched.due_s = loop.time() + _LEARN_AGAIN_S[0]
+                watched.due_s = loop.time() + _STARTING_POLL_MS / 1000
             elif self._watched.get(key) is watched:
                 pause_s = _LEARN_AGAIN_S[min(watched.failures, len(_LEARN_AGAIN_S) - 1)]
                 watched.failures += 1
@@ -277,30 +297,10 @@ class ModelWatch:
         key = contract.name, contract.version
 
         async def run(pictures: Sequence[Picture], deadline: float) -> list[Prediction]:
-            if not self._catalogue.triton_is_up:
-                raise _away()
             self._metrics.batch_size.observe(len(pictures))
             self._metrics.inflight.inc(len(pictures))
             try:
-                with self._tracing.infer([picture.traceparent for picture in pictures]) as traceparent:
-                    left_s = max(0.001, deadline - asyncio.get_running_loop().time())
-                    pixels = [picture.pixels for picture in pictures]
-                    call = asyncio.create_task(
-                        self._triton.infer(
-                            contract,
-                            pixels,
-                            left_s,
-                            embedding=any(picture.wants_embedding for picture in pictures),
-                            headers={"traceparent": traceparent} if traceparent else None,
-                        )
-                    )
-                    self._calls.add(call)
-                    call.add_done_callback(self._calls.discard)
-                    return await call
-            except asyncio.CancelledError:
-                if not self._catalogue.triton_is_up:  # it was this watch that cancelled the call
-                    raise _away() from None
-                raise
+                return await self._call_until_answered(contract, pictures, deadline)
             except ServiceError as error:
                 self._suspect(key, error)
                 raise
@@ -308,6 +308,43 @@ class ModelWatch:
                 self._metrics.inflight.dec(len(pictures))
 
         return run
+
+    async def _call_until_answered(
+        self, contract: ModelContract, pictures: Sequence[Picture], deadline: float
+    ) -> list[Prediction]:
+        """Of several Tritons, one may be dying, or starting without its models yet: the next in turn may answer."""
+        attempts = dict(_ATTEMPTS)
+        while True:
+            try:
+                return await self._call(contract, pictures, deadline)
+            except UnavailableError as error:
+                attempts[error.code] = attempts.get(error.code, 1) - 1
+                if attempts[error.code] <= 0:
+                    raise
+            await asyncio.sleep(_NEXT_ATTEMPT_S)
+
+    async def _call(self, contract: ModelContract, pictures: Sequence[Picture], deadline: float) -> list[Prediction]:
+        """One call of Triton; it ends with 503 at once when Triton is lost meanwhile."""
+        if not self._catalogue.triton_is_up:
+            raise _away()
+        with self._tracing.infer([picture.traceparent for picture in pictures]) as traceparent:
+            call = asyncio.create_task(
+                self._triton.infer(
+                    contract,
+                    [picture.pixels for picture in pictures],
+                    max(0.001, deadline - asyncio.get_running_loop().time()),
+                    embedding=any(picture.wants_embedding for picture in pictures),
+                    headers={"traceparent": traceparent} if traceparent else None,
+                )
+            )
+            self._calls.add(call)
+            call.add_done_callback(self._calls.discard)
+            try:
+                return await call
+            except asyncio.CancelledError:
+                if not self._catalogue.triton_is_up:  # it was this watch that cancelled the call
+                    raise _away() from None
+                raise
 
     def _suspect(self, key: Key, error: ServiceError) -> None:
         """A call failed: draw the consequence at once rather than at the next look."""
@@ -323,6 +360,7 @@ class ModelWatch:
     def _lose_triton(self, why: str) -> None:
         if self._catalogue.triton_is_up:
             logger.warning("Triton is lost: %s", why)
+        self._awaited |= self._catalogue.live_names
         self._needs_new_connection = True
         self._catalogue.lose_triton(why)
         self._metrics.triton_up.set(0)

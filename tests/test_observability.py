@@ -58,7 +58,7 @@ def test_failures_have_their_line_and_probes_have_none(guarded: Guarded) -> None
     assert "probe" not in found
     assert [found["bad"][name] for name in ("route", "status", "code")] == ["/classify", 422, "bad_parameter"]
     assert [found["lost"][name] for name in ("route", "status", "code")] == ["unknown", 404, "not_found"]
-    assert {"uvicorn.error", "app.catalogue", "app.bundled_triton"} <= {line["logger"] for line in lines(guarded)}
+    assert {"uvicorn.error", "app.model_watch", "app.bundled_triton"} <= {line["logger"] for line in lines(guarded)}
 
 
 def test_a_request_is_one_trace_from_the_client_into_triton(guarded: Guarded, digit_files: list[bytes]) -> None:

@@ -25,7 +25,8 @@ _KILL_AFTER_S = 2.0
 @pytest.fixture
 def two_tritons(models: Path, tmp_path: Path) -> Iterator[list[BundledTriton]]:
     """Servers over one repository, each on an address of its own."""
-    servers = [BundledTriton(models / "model_repository", default_home(), tmp_path / name) for name in ("a", "b")]
+    repository, options = models / "model_repository", ["--allow-metrics=false"]
+    servers = [BundledTriton(repository, default_home(), tmp_path / name, options, 60.0) for name in ("a", "b")]
     try:
         for server in servers:
             server.start()
@@ -42,7 +43,7 @@ def two_tritons(models: Path, tmp_path: Path) -> Iterator[list[BundledTriton]]:
 def _is_ready(server: BundledTriton) -> bool:
     with InferenceServerClient(server.url.removeprefix("grpc://")) as client:
         try:
-            return bool(client.is_server_ready(client_timeout=5))
+            return bool(client.is_model_ready("digits", client_timeout=5))
         except InferenceServerException:
             return False
 
