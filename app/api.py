@@ -83,6 +83,7 @@ def create_app(settings: Settings, *, network: PublicNetwork | None = None) -> F
         version=tresnet.__version__,
         description="Pictures in, labels out: TResNet models on NVIDIA Triton.",
         lifespan=lifespan,
+        telemetry={"tracing": False, "metrics": False, "logs": False},  # app/tracing.py has its own, at less cost
     )
     app.add_exception_handler(HTTPException, _http_exception)
     _add_answer_routes(app, gateway, draining, fetcher)

@@ -164,7 +164,7 @@ def _ratios(rows: dict[str, Row], work: Workload, bare: float) -> dict[str, floa
     peers = {name: row for name, row in rows.items() if name not in (OURS, NATIVE)}
 
     def against(own: Row, other: list[float]) -> float:
-        return round(statistics.median(a / b for a, b in zip(own.requests_per_s, other, strict=True)), 3)
+        return round(statistics.median(a / max(b, 1e-9) for a, b in zip(own.requests_per_s, other, strict=True)), 3)
 
     ratios = {f"{OURS} / {name}": against(rows[OURS], row.requests_per_s) for name, row in peers.items()}
     if peers:
