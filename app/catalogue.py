@@ -79,8 +79,8 @@ class Catalogue:
         if name is None:
             names = sorted({model.contract.name for model in self.live.values() if model.contract.task == task})
             if not names:
-                if self.problems:
-                    raise UnavailableError("model_not_ready", f"no model for {route} is ready yet; try again")
+                if self.problems or self.known.keys() - self.live_names:
+                    raise UnavailableError("model_not_ready", f"no model for {route} is ready; try again")
                 raise RequestError(404, "unknown_model", f"no model for {route} is served")
             if len(names) > 1:
                 raise RequestError(422, "model_required", f"choose a model for {route}: {', '.join(names)}")

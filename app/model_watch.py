@@ -42,7 +42,6 @@ _FIRST_LOOK_S = 5.0
 _STARTING_POLL_MS = 250
 _FIRST_GOLDEN_S = 60.0
 _MISSED_S = 3.0
-_SETTLING_S = 10.0
 _ATTEMPTS = {"triton_unavailable": 3, "model_not_ready": 10}
 """Calls of one batch, by what they failed with."""
 _NEXT_ATTEMPT_S = 0.02
@@ -88,9 +87,6 @@ class ModelWatch:
         self._calls: set[asyncio.Task[Any]] = set()
         self._wake = asyncio.Event()
         self._needs_new_connection = False
-        self._awaited: set[str] = set()
-        """What was live when Triton was lost: it may be up again and not have begun to load them."""
-        self._up_since_s = 0.0
         self._loop_task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -133,7 +129,6 @@ class ModelWatch:
             self._lose_triton("the inference server does not answer")
             return
         if not self._catalogue.triton_is_up:
-            self._up_since_s = asyncio.get_running_loop().time()
             await self._triton.clear_away()
         try:
             index = await self._triton.index()
@@ -211,6 +206,8 @@ class ModelWatch:
             if state in ("LOADING", "READY"):
                 wanted.add(name)
                 versions.add(version)
+            elif not state:  # in the repository; a Triton that has just started has not begun to load it
+                wanted.update({name} & self._served_names)
             elif state == "UNAVAILABLE" and reason not in ("", "unloaded"):
                 wanted.add(name)
                 if _is_failed(version, configs.get(name)):
@@ -221,9 +218,6 @@ class ModelWatch:
         catalogue.known = known
         catalogue.failed = failed
         names = catalogue.live_names
-        if asyncio.get_running_loop().time() - self._up_since_s > _SETTLING_S:
-            self._awaited.clear()
-        wanted |= self._awaited
         missing = ((wanted & self._served_names) if self._served_names else wanted) - names
         problems = [_problem(name, failed) for name in sorted(missing)]
         if not names and not problems:
@@ -353,6 +347,8 @@ class ModelWatch:
         elif isinstance(error, UnavailableError):
             if key in self._watched:
                 self._forget(key)
+                if key[0] not in self._catalogue.live_names:
+                    self._catalogue.problems = [*self._catalogue.problems, _problem(key[0], {})]
         elif isinstance(error, DeadlineError) and key in self._watched:
             self._watched[key].due_s = 0.0
         self._wake.set()
@@ -360,7 +356,6 @@ class ModelWatch:
     def _lose_triton(self, why: str) -> None:
         if self._catalogue.triton_is_up:
             logger.warning("Triton is lost: %s", why)
-        self._awaited |= self._catalogue.live_names
         self._needs_new_connection = True
         self._catalogue.lose_triton(why)
         self._metrics.triton_up.set(0)
