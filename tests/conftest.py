@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -168,10 +169,17 @@ def start_server(folder: Path, *options: str, port: int | None = None, **setting
     return Server(f"http://127.0.0.1:{port}", process, folder)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--models", type=Path, help="a folder of an earlier `models` fixture, to spare the training")
+
+
 @pytest.fixture(scope="session")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def models(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) -> Path:
     """A folder with digits trained for real, shortly, and a tagger, exported by the command line."""
     folder = tmp_path_factory.mktemp("models")
+    if (kept := pytestconfig.getoption("models")) is not None:
+        shutil.copytree(kept, folder, dirs_exist_ok=True)
+        return folder
     trained = run_tresnet("train", "digits", "--epochs", 3, cwd=folder)
     assert trained.returncode == 0, trained.stderr
     random_checkpoint(folder / "tagger.pt", task="tag", labels=[f"tag {i}" for i in range(5)], size=40)
