@@ -26,6 +26,7 @@ class Picture:
     pixels: npt.NDArray[np.uint8]
     traceparent: str | None = None
     wants_embedding: bool = False
+    wants_heat_maps: bool = False
 
 
 @dataclass(frozen=True)

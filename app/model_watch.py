@@ -328,6 +328,7 @@ class ModelWatch:
                     [picture.pixels for picture in pictures],
                     max(0.001, deadline - asyncio.get_running_loop().time()),
                     embedding=any(picture.wants_embedding for picture in pictures),
+                    heat_maps=any(picture.wants_heat_maps for picture in pictures),
                     headers={"traceparent": traceparent} if traceparent else None,
                 )
             )

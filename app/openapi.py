@@ -92,11 +92,16 @@ def answer_schema(task: str) -> dict[int | str, dict[str, Any]]:
     """The 200 answer of ``/classify`` or ``/tag``."""
     numbers = ("score",) if task == "classify" else ("score", "threshold")
     found = _object(label=_STRING, label_id=_COUNT, **{name: {"type": "number"} for name in numbers})
+    rows = {"type": "array", "items": {"type": "array", "items": {"type": "number"}}}
+    found["properties"]["heat_map"] = {"anyOf": [rows, {"type": "null"}]}
     listed = "predictions" if task == "classify" else "tags"
     good = _object(
         id=_STRING, status={"const": "ok"}, width=_COUNT, height=_COUNT, **{listed: {"type": "array", "items": found}}
     )
     good["properties"]["embedding"] = {"type": "array", "items": {"type": "number"}}
+    good["properties"]["heat_map_box"] = {
+        "type": "array", "items": {"type": "number"}, "minItems": 4, "maxItems": 4
+    }  # fmt: skip
     error = _object(status={"type": "integer"}, code=_STRING, detail=_STRING)
     bad = _object(id=_STRING, status={"const": "error"}, error=error)
     model = _object(name=_STRING, version=_STRING, task={"const": task})

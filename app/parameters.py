@@ -30,6 +30,7 @@ class Parameters(BaseModel):
     model: str | None = Field(None, description="The model; needed only where several fit the route.")
     version: str | None = Field(None, description="The model's version; the highest by default.")
     embedding: bool = Field(False, description="Also give the pooled embedding of each picture.")
+    explain: bool = Field(False, description="Also give each answered label's heat map: where the network saw it.")
     format: Literal["hf"] | None = Field(None, description="`hf`: answer as Hugging Face image classification does.")
 
 

@@ -63,7 +63,7 @@ async def answer(
         while True:
             model = gateway.catalogue.find(task, parameters.model, parameters.version)
             record.model, record.version = model.contract.name, model.contract.version
-            check_labels(model, parameters)
+            check_parameters(model, parameters)
             outcomes = await asyncio.gather(
                 *(_one(gateway, model, image, parameters, deadline, record) for image in body.images),
                 return_exceptions=True,
@@ -115,12 +115,15 @@ async def _one(
     decode = time.perf_counter() - clock
     gateway.tracing.stage(record, "decode", clock, decode)
     clock = time.perf_counter()
-    picture = Picture(prepared.pixels, record.traceparent, parameters.embedding)
+    picture = Picture(prepared.pixels, record.traceparent, parameters.embedding, parameters.explain)
     prediction, queue, infer = await model.batcher.submit(picture, deadline)
     gateway.tracing.stage(record, "queue", clock, queue)
     clock = time.perf_counter()
     result = {"id": image.id, "status": "ok", "width": prepared.width, "height": prepared.height}
     result |= read_scores(model, prediction, parameters)
+    if parameters.explain:
+        box = model.contract.preprocessing.source_box(prepared.width, prepared.height)
+        result["heat_map_box"] = [round(side, 2) for side in box]
     best = int(prediction.scores.argmax())
     gateway.metrics.count_prediction(model.contract.name, model.labels[best], float(prediction.scores[best]))
     for name, seconds in (("decode", decode), ("queue", queue), ("infer", infer)):
@@ -132,8 +135,11 @@ async def _one(
     return result
 
 
-def check_labels(model: ServedModel, parameters: Parameters) -> None:
-    """Raise 422 if a label that the parameters name is not the model's."""
+def check_parameters(model: ServedModel, parameters: Parameters) -> None:
+    """Raise 422 if the parameters ask for heat maps that the model does not give, or name a label that it has not."""
+    if parameters.explain and model.contract.heat_maps is None:
+        detail = f"model {model.contract.name!r} gives no heat maps, so explain must be false"
+        raise RequestError(422, "bad_parameter", detail)
     if not isinstance(parameters, TagParameters):
         return
     named = [*(parameters.include_labels or []), *(parameters.exclude_labels or [])]
@@ -155,6 +161,10 @@ def read_scores(model: ServedModel, prediction: Prediction, parameters: Paramete
         ]
     elif isinstance(parameters, TagParameters):
         answer["tags"] = _tags(model, scores, parameters)
+    if parameters.explain and prediction.heat_maps is not None:
+        for entry in answer.get("predictions", answer.get("tags", [])):
+            heat_map = prediction.heat_maps.get(entry["label_id"])
+            entry["heat_map"] = None if heat_map is None else np.round(heat_map.astype(float), 4).tolist()
     if parameters.embedding and prediction.embedding is not None:
         answer["embedding"] = prediction.embedding.tolist()
     return answer

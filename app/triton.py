@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import grpc
 import numpy as np
@@ -17,7 +19,7 @@ from tritonclient.utils import deserialize_bytes_tensor
 from app.errors import DeadlineError, ServiceError, TritonAnswerError, UnavailableError
 from app.shared_memory import Region, SharedRegions
 from app.triton_url import channel_target, is_this_machine
-from tresnet.contract import EMBEDDING, INPUT, SCORES, ModelContract
+from tresnet.contract import EMBEDDING, HEAT_MAPS, INPUT, MAPPED_LABELS, SCORES, ModelContract
 
 # Calls go to all servers in turn. All of them may be repeated, so one that meets a dying server is tried again at
 # another within its deadline; no more than one call in ten, so that retries never add to an overload.
@@ -59,10 +61,15 @@ _ROUNDING = 1e-5
 
 @dataclass(frozen=True)
 class Prediction:
-    """One picture's answer: ``float32 [C]`` scores and, if it was asked for, the ``float32 [D]`` embedding."""
+    """One picture's answer.
+
+    ``float32 [C]`` scores; if asked for, the ``float32 [D]`` embedding, and the ``float32 [h, w]`` heat maps of the
+    best labels by the label's index.
+    """
 
     scores: npt.NDArray[np.float32]
-    embedding: npt.NDArray[np.float32] | None
+    embedding: npt.NDArray[np.float32] | None = None
+    heat_maps: dict[int, npt.NDArray[np.float32]] | None = None
 
 
 class TritonClient:
@@ -154,30 +161,39 @@ class TritonClient:
         timeout_s: float,
         *,
         embedding: bool = False,
+        heat_maps: bool = False,
         headers: dict[str, str] | None = None,
     ) -> list[Prediction]:
         """One batch of ``uint8 [S, S, 3]`` pictures; one prediction a picture, in order.
+
+        ``heat_maps`` only of a model whose contract has them.
 
         Raises:
             UnavailableError, DeadlineError, TritonAnswerError: nothing else.
         """
         request = _request(contract, len(pictures))
         request.parameters["timeout"].int64_param = max(1, int(timeout_s * 1e6))
-        for name in (SCORES, EMBEDDING) if embedding else (SCORES,):
-            request.outputs.add(name=name)
+        request.outputs.add(name=SCORES)
+        if embedding:
+            request.outputs.add(name=EMBEDDING)
+        if heat_maps:
+            request.outputs.add(name=HEAT_MAPS)
+            request.outputs.add(name=MAPPED_LABELS)
         metadata = tuple(headers.items()) if headers else None
         try:
             answer = await self._infer(contract, request, pictures, timeout_s, metadata)
         except grpc.RpcError as error:
             raise _translate(error) from error
-        scores = _output(answer, SCORES, (len(pictures), contract.num_labels))
+        count = len(pictures)
+        scores = _output(answer, SCORES, np.float32, (count, contract.num_labels))
         # A comparison with NaN is false, so this refuses it too.
         if not (scores.min() >= 0.0 and scores.max() <= 1.0 + _ROUNDING):
             raise TritonAnswerError("Triton's answer holds scores outside 0..1")
-        if not embedding:
-            return [Prediction(row, None) for row in scores]
-        embeddings = _output(answer, EMBEDDING, (len(pictures), contract.embedding_size))
-        return [Prediction(row, own) for row, own in zip(scores, embeddings, strict=True)]
+        embeddings: Iterable[Any] = [None] * count
+        if embedding:
+            embeddings = _output(answer, EMBEDDING, np.float32, (count, contract.embedding_size))
+        maps = _heat_maps(answer, contract, count) if heat_maps else [None] * count
+        return [Prediction(*one) for one in zip(scores, embeddings, maps, strict=True)]
 
     async def _infer(
         self,
@@ -225,10 +241,24 @@ def _write(request: pb.ModelInferRequest, pictures: Sequence[npt.NDArray[np.uint
     parameters["shared_memory_byte_size"].int64_param = end
 
 
-def _output(answer: pb.ModelInferResponse, name: str, shape: tuple[int, int]) -> npt.NDArray[np.float32]:
+def _heat_maps(
+    answer: pb.ModelInferResponse, contract: ModelContract, count: int
+) -> list[dict[int, npt.NDArray[np.float32]]]:
+    form = contract.heat_maps
+    assert form is not None  # noqa: S101  (the caller has looked)
+    maps = _output(answer, HEAT_MAPS, np.float32, (count, form.labels, form.height, form.width))
+    labels = _output(answer, MAPPED_LABELS, np.int64, (count, form.labels))
+    return [dict(zip(map(int, own), rows, strict=True)) for own, rows in zip(labels, maps, strict=True)]
+
+
+T = TypeVar("T", np.float32, np.int64)
+
+
+def _output(answer: pb.ModelInferResponse, name: str, dtype: type[T], shape: tuple[int, ...]) -> npt.NDArray[T]:
+    size = math.prod(shape) * np.dtype(dtype).itemsize
     for output, content in zip(answer.outputs, answer.raw_output_contents, strict=False):
-        if output.name == name and tuple(output.shape) == shape and len(content) == 4 * shape[0] * shape[1]:
-            return np.frombuffer(content, np.float32).reshape(shape)
+        if output.name == name and tuple(output.shape) == shape and len(content) == size:
+            return np.frombuffer(content, dtype).reshape(shape)
     raise TritonAnswerError("Triton's answer does not have the shape that the model's contract promises")
 
 

@@ -41,14 +41,19 @@ class TritonPythonModel:
             for request in requests
         ]
         merged = batches[0] if len(batches) == 1 else torch.cat([batch.to(self.device) for batch in batches])
-        results = [result.cpu() for result in self.program(merged.to(self.device))]
+        wanted = {name for request in requests for name in request.requested_output_names()}
+        results = {
+            name: result.cpu()
+            for name, result in zip(self.outputs, self.program(merged.to(self.device)), strict=True)
+            if name in wanted
+        }
         responses, start = [], 0
-        for batch in batches:
+        for request, batch in zip(requests, batches, strict=True):
             rows = slice(start, start + len(batch))
             start += len(batch)
             tensors = [
-                pb_utils.Tensor.from_dlpack(name, torch.to_dlpack(result[rows].contiguous()))
-                for name, result in zip(self.outputs, results, strict=True)
+                pb_utils.Tensor.from_dlpack(name, torch.to_dlpack(results[name][rows].contiguous()))
+                for name in request.requested_output_names()
             ]
             responses.append(pb_utils.InferenceResponse(output_tensors=tensors))
         return responses

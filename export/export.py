@@ -11,9 +11,9 @@ import torch
 
 import tresnet
 from export.golden import golden_picture
-from export.program import Normalisation, eager_program, serving_program, write_program
-from export.repository import check_agrees, check_name, choose_version, publish
-from export.verify import Verified, verify_program
+from export.program import Normalisation, can_map, eager_program, serving_program, write_program
+from export.repository import check_agrees, check_name, choose_version, known_contract, publish
+from export.verify import Verified, heat_maps_of, verify_program
 from tresnet.checkpoint import Checkpoint, CheckpointError, build_model
 from tresnet.contract import ModelContract, Precision, Task, VersionFacts, labels_digest
 from tresnet.model import VARIANTS
@@ -59,7 +59,11 @@ def export_checkpoint(request: ExportRequest) -> Exported:
     if facts.task != request.task:
         raise CheckpointError(f"{request.checkpoint.path} was trained to {facts.task}, not to {request.task}")
     network = build_model(request.checkpoint)
-    eager = eager_program(copy.deepcopy(network), request.task, request.normalisation, facts.temperature)
+    known = known_contract(request.repository / request.name)
+    # A model's versions share one configuration: a model that was published without heat maps goes on without.
+    heat_maps = can_map(network) and (known is None or known.heat_maps is not None)
+    reading = request.task, request.normalisation, facts.temperature
+    eager = eager_program(copy.deepcopy(network), *reading, heat_maps=heat_maps)
     how = request.preprocessing
     contract = ModelContract(
         name=request.name,
@@ -68,6 +72,7 @@ def export_checkpoint(request: ExportRequest) -> Exported:
         preprocessing=how,
         num_labels=len(request.labels),
         embedding_size=VARIANTS[facts.arch].num_features,
+        heat_maps=heat_maps_of(eager, how.image_size),
         max_batch_size=request.max_batch_size,
         labels_sha256=labels_digest(request.labels),
         facts=VersionFacts(
@@ -84,7 +89,7 @@ def export_checkpoint(request: ExportRequest) -> Exported:
     verified: list[Verified] = []
 
     def write_and_verify(path: Path) -> None:
-        program = serving_program(network, request.task, request.normalisation, facts.temperature, request.precision)
+        program = serving_program(network, *reading, request.precision, heat_maps=heat_maps)
         write_program(program, path)
         verified.append(verify_program(path, eager, how.image_size, request.max_batch_size, request.precision))
 

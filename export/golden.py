@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from export.program import ServingProgram
+from export.program import MappingProgram, ServingProgram
 from tresnet.contract import GoldenPicture
 from tresnet.picture import Preprocessing, prepare
 
@@ -17,7 +17,7 @@ _KEPT_SCORES = 16
 
 
 @torch.inference_mode()
-def golden_picture(eager: ServingProgram, how: Preprocessing) -> GoldenPicture:
+def golden_picture(eager: ServingProgram | MappingProgram, how: Preprocessing) -> GoldenPicture:
     """A PNG that is wider than high, so that resizing and cropping count, and the eager network's best scores."""
     png = _png()
     pixels = torch.from_numpy(prepare(png, how).pixels.copy())[None]  # [1, S, S, 3]

@@ -13,7 +13,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from google.protobuf import text_format
@@ -63,21 +63,33 @@ def choose_version(model: Path, wanted: int | None) -> int:
     return wanted
 
 
-def check_agrees(model: Path, contract: ModelContract) -> None:
-    """Raise :class:`RepositoryError` if ``contract`` cannot be a further version of the model in ``model``."""
+def known_contract(model: Path) -> ModelContract | None:
+    """What the versions of the model in folder ``model`` have in common; None if there is no such model.
+
+    Raises:
+        RepositoryError: if the folder holds a model of another origin.
+    """
     if not (model / "config.pbtxt").exists():
-        return
+        return None
     config = _read_config(model / "config.pbtxt")
     try:
-        known = read_contract(config, _any_version(config))
+        return read_contract(config, _any_version(config))
     except ContractError as error:
         raise RepositoryError(f"{model} holds a model that `tresnet export` did not write: {error}") from error
+
+
+def check_agrees(model: Path, contract: ModelContract) -> None:
+    """Raise :class:`RepositoryError` if ``contract`` cannot be a further version of the model in ``model``."""
+    known = known_contract(model)
+    if known is None:
+        return
     for what, old, new in (
         ("task", known.task, contract.task),
         ("preprocessing", known.preprocessing, contract.preprocessing),
         ("labels", known.labels_sha256, contract.labels_sha256),
         ("number of labels", known.num_labels, contract.num_labels),
         ("embedding size", known.embedding_size, contract.embedding_size),
+        ("form of heat maps", known.heat_maps, contract.heat_maps),
         ("maximum batch size", known.max_batch_size, contract.max_batch_size),
     ):
         if old != new:
@@ -100,8 +112,7 @@ def publish(
     """
     check_name(contract.name)
     model = repository / contract.name
-    repository.mkdir(parents=True, exist_ok=True)
-    with _locked(repository):
+    with _made(repository), _locked(repository):
         choose_version(model, int(contract.version))
         check_agrees(model, contract)
         is_new = not model.exists()
@@ -206,6 +217,20 @@ def _sync(folder: Path) -> None:
 def _sync_file(path: Path) -> None:
     with path.open("rb") as file:
         os.fsync(file.fileno())
+
+
+@contextmanager
+def _made(repository: Path) -> Iterator[None]:
+    """The folder, which goes again if nothing came into it."""
+    is_new = not repository.exists()
+    repository.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        if is_new:
+            with suppress(OSError):  # another export has put something in meanwhile
+                repository.rmdir()
+        raise
 
 
 @contextmanager

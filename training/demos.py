@@ -20,6 +20,17 @@ Classes = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
+class Placed:
+    """A digit on a canvas: its label, and the square that its picture fills, as left, top, right, bottom."""
+
+    label: int
+    box: tuple[int, int, int, int]
+
+
+Canvas = tuple[Pixels, list[Placed]]
+
+
+@dataclass(frozen=True)
 class DigitVariations:
     """One training picture for each digit, as someone else may have drawn it: turned, scaled and moved a little."""
 
@@ -59,8 +70,8 @@ class FreshCanvases:
         return self.count
 
     def sample(self, index: int, random: np.random.Generator) -> tuple[Pixels, list[int]]:
-        canvas, labels = _canvas(self.pixels, self.classes, random)
-        return prepare(encode_png(canvas), self.how).pixels, labels
+        canvas, digits = _canvas(self.pixels, self.classes, random)
+        return prepare(encode_png(canvas), self.how).pixels, _labels(digits)
 
 
 def digits(how: Preprocessing, seed: int) -> tuple[DigitVariations, Pictures, Pictures]:
@@ -74,16 +85,24 @@ def digits(how: Preprocessing, seed: int) -> tuple[DigitVariations, Pictures, Pi
 
 def multidigits(how: Preprocessing, seed: int, count: int) -> tuple[FreshCanvases, Pictures, Pictures]:
     """Canvases with one to four digits; those of validation and test have digits that training never sees."""
-    (train_x, train_y), *held_out = _load_digits(seed)
-    fixed = []
-    for number, (pixels, classes) in enumerate(held_out, start=1):
-        random = np.random.default_rng([seed, number])
-        canvases = [_canvas(pixels, classes, random) for _ in range(_HELD_OUT_CANVASES)]
-        fixed.append(
-            in_memory(DIGIT_LABELS, [encode_png(canvas) for canvas, _ in canvases], [labels for _, labels in canvases])
+    training, *_ = _load_digits(seed)
+    val, test = (
+        in_memory(DIGIT_LABELS, [encode_png(canvas) for canvas, _ in part], [_labels(digits) for _, digits in part])
+        for part in held_out_canvases(seed)
+    )
+    return FreshCanvases(*training, how, count), val, test
+
+
+def held_out_canvases(seed: int) -> tuple[list[Canvas], list[Canvas]]:
+    """The canvases of validation and test, and where on them each digit is."""
+    _, *held_out = _load_digits(seed)
+    val, test = (
+        [_canvas(pixels, classes, random) for _ in range(_HELD_OUT_CANVASES)]
+        for (pixels, classes), random in (
+            (part, np.random.default_rng([seed, n])) for n, part in enumerate(held_out, 1)
         )
-    val, test = fixed
-    return FreshCanvases(train_x, train_y, how, count), val, test
+    )
+    return val, test
 
 
 def _load_digits(seed: int) -> Iterator[tuple[Pixels, Classes]]:
@@ -105,10 +124,14 @@ def _enlarge(digit: Pixels, side: int = 64) -> Pixels:
     return np.asarray(Image.fromarray(digit).resize((side, side), Image.Resampling.BICUBIC))
 
 
-def _canvas(pixels: Pixels, classes: Classes, random: np.random.Generator) -> tuple[Pixels, list[int]]:
+def _labels(digits: list[Placed]) -> list[int]:
+    return sorted({digit.label for digit in digits})
+
+
+def _canvas(pixels: Pixels, classes: Classes, random: np.random.Generator) -> Canvas:
     """A canvas of 80x80 pixels with one to four digits, each in a quarter of its own."""
     canvas = np.zeros((80, 80), np.uint8)
-    labels = set()
+    placed = []
     for quarter in random.permutation(4)[: random.integers(1, 5)]:
         chosen = random.integers(len(classes))
         side = int(random.integers(32, 40))
@@ -117,5 +140,5 @@ def _canvas(pixels: Pixels, classes: Classes, random: np.random.Generator) -> tu
         resample = _FILTERS[random.integers(1, len(_FILTERS))]
         digit = Image.fromarray(pixels[chosen]).resize((side, side), resample)
         canvas[top : top + side, left : left + side] = np.asarray(digit)
-        labels.add(int(classes[chosen]))
-    return canvas, sorted(labels)
+        placed.append(Placed(int(classes[chosen]), (int(left), int(top), int(left) + side, int(top) + side)))
+    return canvas, placed

@@ -20,6 +20,10 @@ CONTRACT_VERSION = "1"
 INPUT = "INPUT__0"
 SCORES = "OUTPUT__0"
 EMBEDDING = "OUTPUT__1"
+HEAT_MAPS = "OUTPUT__2"
+MAPPED_LABELS = "OUTPUT__3"
+MAX_MAPPED_LABELS = 32
+"""For so many of a picture's best labels a program gives heat maps."""
 LABELS_FILE = "labels.txt"
 FAILED_VERSIONS = "failed_versions"
 """Parameter in which whoever drives Triton's model control names the versions that could not be loaded: ``3,5``."""
@@ -62,6 +66,16 @@ class VersionFacts(BaseModel):
     golden: GoldenPicture
 
 
+class HeatMaps(BaseModel):
+    """The class activation maps that a program gives beside the scores: of ``labels`` labels, ``height × width``."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    labels: int = Field(ge=1, le=MAX_MAPPED_LABELS)
+    height: int = Field(ge=1)
+    width: int = Field(ge=1)
+
+
 class ModelContract(BaseModel):
     """One version of one model as a caller sees it."""
 
@@ -73,6 +87,8 @@ class ModelContract(BaseModel):
     preprocessing: Preprocessing
     num_labels: int = Field(ge=1)
     embedding_size: int = Field(ge=1)
+    heat_maps: HeatMaps | None
+    """None for a head that is not linear in its features (ML-Decoder's), and for programs without."""
     max_batch_size: int = Field(ge=1)
     labels_sha256: str
     facts: VersionFacts
@@ -128,6 +144,7 @@ def read_contract(config: pb.ModelConfig, version: str) -> ModelContract:
             ),
             num_labels=scores[0],
             embedding_size=embedding[0],
+            heat_maps=_read_heat_maps(config, name),
             max_batch_size=config.max_batch_size,
             labels_sha256=own.labels_sha256,
             facts=facts,
@@ -139,6 +156,16 @@ def read_contract(config: pb.ModelConfig, version: str) -> ModelContract:
     if facts.thresholds is not None and len(facts.thresholds) != contract.num_labels:
         raise ContractError(f"{name}: {len(facts.thresholds)} thresholds for {contract.num_labels} labels")
     return contract
+
+
+def _read_heat_maps(config: pb.ModelConfig, name: str) -> HeatMaps | None:
+    if all(output.name != HEAT_MAPS for output in config.output):
+        return None
+    maps = _tensor(config.output, HEAT_MAPS, pb.DataType.TYPE_FP32, name)
+    labels = _tensor(config.output, MAPPED_LABELS, pb.DataType.TYPE_INT64, name)
+    if len(maps) != 3 or labels != maps[:1]:
+        raise ContractError(f"{name}: {HEAT_MAPS} must be [K, h, w] and {MAPPED_LABELS} [K], not {maps} and {labels}")
+    return HeatMaps(labels=maps[0], height=maps[1], width=maps[2])
 
 
 def write_contract(contract: ModelContract, config: pb.ModelConfig) -> None:
@@ -153,6 +180,10 @@ def write_contract(contract: ModelContract, config: pb.ModelConfig) -> None:
         name=SCORES, data_type=pb.DataType.TYPE_FP32, dims=[contract.num_labels], label_filename=LABELS_FILE
     )
     config.output.add(name=EMBEDDING, data_type=pb.DataType.TYPE_FP32, dims=[contract.embedding_size])
+    if (maps := contract.heat_maps) is not None:
+        dims = [maps.labels, maps.height, maps.width]
+        config.output.add(name=HEAT_MAPS, data_type=pb.DataType.TYPE_FP32, dims=dims)
+        config.output.add(name=MAPPED_LABELS, data_type=pb.DataType.TYPE_INT64, dims=[maps.labels])
     values = {
         "contract_version": CONTRACT_VERSION,
         "task": contract.task,

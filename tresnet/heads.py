@@ -19,6 +19,10 @@ class LinearHead(nn.Linear):
     def forward(self, features: Tensor, pooled: Tensor) -> Tensor:  # type: ignore[override]
         return F.linear(pooled, self.weight, self.bias)
 
+    def label_weights(self, labels: Tensor) -> Tensor:
+        """What maps features to the logits of some labels, without the bias: ``int64 [N, K]`` to ``[N, K, F]``."""
+        return self.weight[labels]
+
 
 class TwoLinearHead(nn.Module):
     """Two linear layers with nothing between them: the narrow head of ASL's OpenImages release."""
@@ -32,6 +36,10 @@ class TwoLinearHead(nn.Module):
     def forward(self, features: Tensor, pooled: Tensor) -> Tensor:
         logits: Tensor = self.classify(self.embed(pooled))
         return logits
+
+    def label_weights(self, labels: Tensor) -> Tensor:
+        """As of :class:`LinearHead`: the two layers are one linear map."""
+        return self.classify.weight[labels] @ self.embed.weight
 
 
 class MLDecoderHead(nn.Module):

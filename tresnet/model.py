@@ -164,19 +164,28 @@ class TResNet(nn.Module):
         self.head = head
 
     def forward(self, x: Tensor) -> Tensor:
-        logits, _ = self.classify_and_embed(x)
+        logits, _ = self.classify_and_embed(self.feature_map(x))
         return logits
 
-    def classify_and_embed(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """``[N, 3, H, W]`` pictures to ``[N, num_classes]`` logits and the pooled ``[N, num_features]`` embedding."""
+    def feature_map(self, x: Tensor) -> Tensor:
+        """``[N, 3, H, W]`` pictures to ``[N, num_features, H/32, W/32]``, sides rounded up."""
         x = self.stem(self.space_to_depth(x))  # [N, width, H/4, W/4]
         x = self.stage1(x)
         x = self.stage2(x)  # [N, ·, H/8, W/8]
         x = self.stage3(x)  # [N, ·, H/16, W/16]
-        x = self.stage4(x)  # [N, num_features, H/32, W/32]
-        embedding: Tensor = self.pool(x)
-        logits: Tensor = self.head(x, embedding)
+        features: Tensor = self.stage4(x)  # [N, num_features, H/32, W/32]
+        return features
+
+    def classify_and_embed(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """The last feature map to ``[N, num_classes]`` logits and the pooled ``[N, num_features]`` embedding."""
+        embedding: Tensor = self.pool(features)
+        logits: Tensor = self.head(features, embedding)
         return logits, embedding
+
+    def label_weights(self, labels: Tensor) -> Tensor:
+        """What maps the features to some labels' logits, ``[N, K, num_features]``; of heads that are linear alone."""
+        weights: Tensor = self.head.label_weights(labels)  # type: ignore[operator]
+        return weights
 
     def _initialise(self) -> None:
         """Convolutions Kaiming-normal, the last norm of every block zero (the authors' code)."""

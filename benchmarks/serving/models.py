@@ -37,8 +37,12 @@ class OneConvolution(nn.Module):
         self.conv = nn.Conv2d(3, self.num_features, 16, 16)
         self.head = nn.Linear(self.num_features, NUM_CLASSES)
 
-    def classify_and_embed(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        embedding = self.conv(x).mean(dim=[2, 3])
+    def feature_map(self, x: Tensor) -> Tensor:
+        features: Tensor = self.conv(x)
+        return features
+
+    def classify_and_embed(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        embedding = features.mean(dim=[2, 3])
         return self.head(embedding), embedding
 
 
@@ -65,6 +69,7 @@ def build_model(kind: str, image_size: int, precision: Precision, repository: Pa
         preprocessing=how,
         num_labels=NUM_CLASSES,
         embedding_size=features,
+        heat_maps=None,  # peers serve the same file, and need no more than scores
         max_batch_size=MAX_BATCH_SIZE,
         labels_sha256=labels_digest(LABELS),
         facts=VersionFacts(
