@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 MODELS := model_repository
 PORT ?= 8080
 
-.PHONY: serve models setup setup-dev inplace-abn test fuzz soak check check-deploy render bench e2e clean
+.PHONY: serve models setup setup-dev inplace-abn test fuzz soak check check-deploy render bench bench-gpu wrk e2e clean
 
 serve: models  ## train and export what is missing, then serve on http://127.0.0.1:8080
 	PORT=$(PORT) VENV=$(VENV) sh deploy/serve.sh
@@ -55,7 +55,12 @@ $(VENV)/deploy/bin/promtool: deploy/prometheus_tools.sh $(VENV)/.installed
 	sh deploy/prometheus_tools.sh $(VENV)/deploy || true
 
 test: setup-dev inplace-abn $(VENV)/deploy/bin/promtool  ## the whole test suite, with a real Triton
+	$(MAKE) --no-print-directory wrk || true
 	$(BIN)/python -m pytest
+
+# The load generator; where Debian's packages are not to be had, the test that needs it is skipped.
+wrk:
+	@command -v wrk >/dev/null || { apt-get update -qq && apt-get install -y -qq wrk; }
 
 FUZZ_SECONDS ?= 60
 
@@ -94,8 +99,13 @@ bench: $(VENV)/peers/.installed  ## this project beside LitServe, BentoML, mosec
 	$(BIN)/tresnet bench serving --write benchmarks/results/serving.json
 	$(BIN)/tresnet bench growth benchmarks/results/growth.json
 
+bench-gpu: setup-dev wrk  ## the paper's table and the whole service, on an NVIDIA GPU
+	$(MAKE) inplace-abn || echo "inplace-abn does not build here: its row will be missing"
+	$(BIN)/tresnet bench gpu-models --device cuda --profile TResNet-M,TResNet-L,ResNet50
+	$(BIN)/tresnet bench gpu-service --device cuda
+
 $(VENV)/peers/.installed: $(VENV)/.installed benchmarks/serving/peers/requirements.txt
-	command -v wrk >/dev/null || { apt-get update -qq && apt-get install -y -qq wrk; }
+	$(MAKE) wrk
 	$(BIN)/python -m pip install --quiet --editable '.[train,bench]'
 	test -x $(VENV)/peers/bin/python || $(PYTHON) -m venv $(VENV)/peers
 	$(VENV)/peers/bin/pip install --quiet -r benchmarks/serving/peers/requirements.txt

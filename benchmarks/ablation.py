@@ -7,9 +7,8 @@ Speeds are taken in rounds, every network once in each, so that a machine's mood
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -17,23 +16,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.timm_models import timm_model
-from tresnet.heads import linear_head
-from tresnet.inplace_abn import Norm, resolve_norm
-from tresnet.model import VARIANTS, TResNet, Variant, to_batch_norm
+from benchmarks.networks import ablation_networks, chosen
+from benchmarks.timing import seconds_of
+from tresnet.inplace_abn import resolve_norm
+from tresnet.model import to_batch_norm
 
 MIB = 2**20
-NUM_CLASSES = 1000
-_M = VARIANTS["tresnet_m"]
-_BOTTLENECKS: Any = ("bottleneck",) * 4
-TIMM = {
-    "ResNet50": "resnet50",
-    "ResNet50-D": "resnet50d",
-    "ResNeXt50": "resnext50_32x4d",
-    "SEResNeXt50": "seresnext50_32x4d",
-    "EfficientNet-B1": "efficientnet_b1",
-    "MixNet-L": "mixnet_l",
-}
 
 
 @dataclass(frozen=True)
@@ -49,34 +37,6 @@ class Row:
     """Pictures in one training step that fit into the memory asked for, weights and AdamW's state included."""
     train_images_per_s: float
     infer_images_per_s: float
-
-
-def networks(norm: Norm, names: list[str] | None = None) -> dict[str, Callable[[], nn.Module]]:
-    """Makers of the networks compared, by name; ``names`` picks some.
-
-    Raises:
-        KeyError: for a name that is none of them.
-    """
-
-    def ours(variant: Variant, norm: Norm = norm) -> Callable[[], nn.Module]:
-        return lambda: TResNet(variant, linear_head(variant.num_features, NUM_CLASSES), norm)
-
-    makers: dict[str, Callable[[], nn.Module]] = {
-        "TResNet-M": ours(_M),
-        "stem conv7x7": ours(replace(_M, stem="conv7x7")),
-        "stem ResNet-D": ours(replace(_M, stem="resnet_d")),
-        "without blur": ours(replace(_M, blur=False)),
-        "without SE": ours(replace(_M, squeeze_excite=False)),
-        "bottlenecks only": ours(replace(_M, blocks=_BOTTLENECKS)),
-        "batch norm": ours(_M, "bn"),
-        "stock pooling": ours(replace(_M, fast_pool=False)),
-        "none of them": ours(
-            Variant((3, 4, 6, 3), _BOTTLENECKS, 64, stem="conv7x7", blur=False, squeeze_excite=False, fast_pool=False),
-            "bn",
-        ),
-    }
-    makers |= {label: lambda name=name: timm_model(name) for label, name in TIMM.items()}  # type: ignore[misc]
-    return makers if names is None else {name: makers[name] for name in names}
 
 
 def run_ablation(
@@ -95,7 +55,7 @@ def run_ablation(
         KeyError: for an unknown name.
         ImportError: if timm is not installed and one of its networks is asked for.
     """
-    makers = networks(resolve_norm("auto", device), names)
+    makers = chosen(ablation_networks(resolve_norm("auto", device)), names)
     x = torch.rand(batch_size, 3, image_size, image_size, device=device)
     trained, served, facts = {}, {}, {}
     for name, make in makers.items():
@@ -172,19 +132,9 @@ def _time_training(model: nn.Module, x: Tensor) -> float:
         model.zero_grad(set_to_none=True)
         F.cross_entropy(model(x), target).backward()
 
-    return _seconds(step, x.device)
+    return seconds_of(step, x.device)
 
 
 def _time_inference(model: nn.Module, x: Tensor) -> float:
     with torch.inference_mode():
-        return _seconds(lambda: model(x), x.device)
-
-
-def _seconds(work: Callable[[], Any], device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    started = time.perf_counter()
-    work()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - started
+        return seconds_of(lambda: model(x), x.device)

@@ -9,9 +9,12 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
+from commands.bench_gpu import gpu_models, gpu_service
 from commands.console import console, fails_with_2, out
 
 bench = typer.Typer(help="Measure speed, size and memory.", no_args_is_help=True)
+bench.command()(gpu_models)
+bench.command()(gpu_service)
 
 
 @bench.callback()

@@ -12,6 +12,7 @@ from tresnet.contract import Task
 
 Interpolation = Literal["bilinear", "bicubic"]
 ResizeMode = Literal["crop", "squash"]
+ProgramFormat = Literal["torchscript", "torch_aoti"]
 WantedPrecision = Literal["auto", "fp32", "fp16", "bf16"]
 Arch = Literal["tresnet_m", "tresnet_l", "tresnet_xl", "tresnet_v2_l", "tresnet_s", "tresnet_v2_xl"]
 
@@ -49,8 +50,18 @@ def export(
         typer.Option(help="Number format inside the program; auto: the fastest that this machine computes in itself."),
     ] = "fp32",
     max_batch_size: Annotated[int, typer.Option(help="Most pictures in one run.", min=1, max=1024)] = 32,
+    program_format: Annotated[
+        ProgramFormat,
+        typer.Option(
+            "--format",
+            help="torchscript: one file for any device. torch_aoti: compiled for --device, for Triton 26.06 or newer.",
+        ),
+    ] = "torchscript",
+    device: Annotated[
+        str, typer.Option(help="Where the program is verified: auto (a GPU if there is one), cpu or cuda.")
+    ] = "auto",
 ) -> None:
-    """Export a checkpoint as TorchScript into a Triton model repository.
+    """Export a checkpoint as a serving program into a Triton model repository.
 
     The program is compared with the eager network on batches of 1 and of the maximum size, and the version
     appears in the repository only if they agree.
@@ -63,7 +74,7 @@ def export(
         from export.export import ExportRequest, export_checkpoint
         from export.program import Normalisation
         from tresnet.checkpoint import CheckpointError, load_checkpoint
-        from tresnet.devices import native_precision
+        from tresnet.devices import choose_device, native_precision
 
         logging.basicConfig(level=logging.INFO, format="%(message)s")
         loaded = load_checkpoint(checkpoint, task=task, image_size=image_size)
@@ -97,6 +108,8 @@ def export(
                 normalisation=Normalisation(_three(mean, "--mean"), _three(std, "--std")),
                 precision=native_precision() if precision == "auto" else precision,
                 max_batch_size=max_batch_size,
+                format=program_format,
+                device=choose_device(device),
             )
         )
     facts, verified = exported.contract.facts, exported.verified
@@ -105,7 +118,8 @@ def export(
         f"{preprocessing.image_size} px, {facts.precision}"
     )
     console.print(
-        f"verified against the eager network at batches {', '.join(map(str, verified.batch_sizes))}: scores at most "
+        f"verified on the {verified.device.replace('cuda', 'gpu').upper()} against the eager network at batches "
+        f"{', '.join(map(str, verified.batch_sizes))}: scores at most "
         f"{verified.max_distance:.1e} apart, best label equal for {verified.top1_agreement:.1%}"
     )
     if names[0] == "class_0":

@@ -1,4 +1,4 @@
-"""Serves the model.pt beside this file from Triton's Python backend, for servers without the PyTorch backend.
+"""Serves the model.pt or model.pt2 beside this file from Triton's Python backend, for want of the PyTorch backend.
 
 Copied into every version of the model repository as ``model.py`` and used by the ``embedded`` configuration
 alone. Tensors cross by DLPack in both directions: nothing is copied through numpy.
@@ -28,10 +28,14 @@ class TritonPythonModel:
             pb_utils.Logger.log_warn(
                 "this program computes in bf16, which this CPU does not have: it will be slow; export it as fp32"
             )
-        path = Path(args["model_repository"]) / args["model_version"] / "model.pt"
+        version = Path(args["model_repository"]) / args["model_version"]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)
-            self.program = torch.jit.load(str(path), map_location=self.device).eval()
+            index = -1 if self.device.index is None else self.device.index
+            if (package := version / "model.pt2").exists():
+                self.program = torch._inductor.aoti_load_package(str(package), device_index=index)
+            else:
+                self.program = torch.jit.load(str(version / "model.pt"), map_location=self.device).eval()
 
     @torch.inference_mode()
     def execute(self, requests):  # type: ignore[no-untyped-def]

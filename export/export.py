@@ -11,8 +11,9 @@ import torch
 
 import tresnet
 from export.golden import golden_picture
-from export.program import Normalisation, can_map, eager_program, serving_program, write_program
-from export.repository import check_agrees, check_name, choose_version, known_contract, publish
+from export.program import Normalisation, can_map, eager_program, serving_program
+from export.program_file import Format, write_torch_aoti, write_torchscript
+from export.repository import check_agrees, check_name, choose_version, device_kind, known_contract, publish
 from export.verify import Verified, heat_maps_of, verify_program
 from tresnet.checkpoint import Checkpoint, CheckpointError, build_model
 from tresnet.contract import ModelContract, Precision, Task, VersionFacts, labels_digest
@@ -34,6 +35,9 @@ class ExportRequest:
     normalisation: Normalisation
     precision: Precision
     max_batch_size: int
+    format: Format
+    device: torch.device
+    """Where the program is verified, and what ``torch_aoti`` is compiled for."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,7 @@ def export_checkpoint(request: ExportRequest) -> Exported:
     Raises:
         CheckpointError: if the checkpoint does not fit its architecture or the request.
         RepositoryError: if the repository cannot take this version.
+        CompilationError: if the format has to be compiled and cannot be.
         VerificationError: if the program's scores disagree with the network's.
         OSError: if the repository cannot be written.
     """
@@ -85,13 +90,19 @@ def export_checkpoint(request: ExportRequest) -> Exported:
             golden=golden_picture(eager, how),
         ),
     )
-    check_agrees(request.repository / request.name, contract)  # before the long part
+    kind = device_kind(request.format, request.device)
+    check_agrees(request.repository / request.name, contract, request.format, kind)  # before the long part
     verified: list[Verified] = []
 
     def write_and_verify(path: Path) -> None:
         program = serving_program(network, *reading, request.precision, heat_maps=heat_maps)
-        write_program(program, path)
-        verified.append(verify_program(path, eager, how.image_size, request.max_batch_size, request.precision))
+        if request.format == "torch_aoti":
+            write_torch_aoti(program, path, how.image_size, request.max_batch_size, request.device)
+        else:
+            write_torchscript(program, path)
+        verified.append(
+            verify_program(path, eager, how.image_size, request.max_batch_size, request.precision, request.device)
+        )
 
-    folder = publish(request.repository, contract, request.labels, write_and_verify)
+    folder = publish(request.repository, contract, request.labels, write_and_verify, request.format, kind)
     return Exported(folder, contract, verified[0])

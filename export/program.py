@@ -1,14 +1,12 @@
 """From a trained network to the serving program: uint8 pictures in; scores, embeddings and heat maps out.
 
-Enters: a :class:`~tresnet.model.TResNet`. Leaves: one file that needs neither this project nor Python to run.
-:func:`write_program` is the only place that knows the file's format.
+Enters: a :class:`~tresnet.model.TResNet`. Leaves: a module that :mod:`export.program_file` writes as one file, which
+needs neither this project nor Python to run.
 """
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -125,15 +123,3 @@ def serving_program(
     to_batch_norm(network)
     program = kind(network, task, normalisation, temperature, DTYPES[precision]).eval()
     return program.requires_grad_(False)
-
-
-def write_program(program: ServingProgram | MappingProgram, path: Path) -> None:
-    """Write ``program`` to ``path`` as TorchScript.
-
-    Freezing folds every batch norm into its convolution and drops all that only training needs.
-    """
-    with warnings.catch_warnings(), torch.no_grad():
-        # TorchScript is deprecated in PyTorch, and still the format that Triton's PyTorch backend serves.
-        warnings.simplefilter("ignore", DeprecationWarning)
-        scripted = torch.jit.script(program)
-        torch.jit.save(torch.jit.freeze(scripted), str(path))

@@ -16,13 +16,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import torch
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
+from export.program_file import FILES, Format
 from tresnet.contract import INPUT, LABELS_FILE, ContractError, ModelContract, read_contract, write_contract
 from tresnet.errors import UserError
 
-PROGRAM_FILE = "model.pt"
 EMBEDDED_NAME = "embedded"
 _EMBEDDED_MODEL = Path(__file__).with_name("embedded_model.py")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
@@ -63,6 +64,13 @@ def choose_version(model: Path, wanted: int | None) -> int:
     return wanted
 
 
+def device_kind(form: Format, device: torch.device) -> int:
+    """Triton's kind of instance: either one for TorchScript, the one that it was compiled for with AOTInductor."""
+    if form == "torchscript":
+        return int(pb.ModelInstanceGroup.KIND_AUTO)
+    return int(pb.ModelInstanceGroup.KIND_GPU if device.type == "cuda" else pb.ModelInstanceGroup.KIND_CPU)
+
+
 def known_contract(model: Path) -> ModelContract | None:
     """What the versions of the model in folder ``model`` have in common; None if there is no such model.
 
@@ -78,11 +86,12 @@ def known_contract(model: Path) -> ModelContract | None:
         raise RepositoryError(f"{model} holds a model that `tresnet export` did not write: {error}") from error
 
 
-def check_agrees(model: Path, contract: ModelContract) -> None:
+def check_agrees(model: Path, contract: ModelContract, form: Format, kind: int) -> None:
     """Raise :class:`RepositoryError` if ``contract`` cannot be a further version of the model in ``model``."""
     known = known_contract(model)
     if known is None:
         return
+    config = _read_config(model / "config.pbtxt")
     for what, old, new in (
         ("task", known.task, contract.task),
         ("preprocessing", known.preprocessing, contract.preprocessing),
@@ -91,6 +100,8 @@ def check_agrees(model: Path, contract: ModelContract) -> None:
         ("embedding size", known.embedding_size, contract.embedding_size),
         ("form of heat maps", known.heat_maps, contract.heat_maps),
         ("maximum batch size", known.max_batch_size, contract.max_batch_size),
+        ("format", config.platform, FILES[form].platform),
+        ("kind of device", config.instance_group[0].kind if config.instance_group else kind, kind),
     ):
         if old != new:
             raise RepositoryError(
@@ -100,7 +111,12 @@ def check_agrees(model: Path, contract: ModelContract) -> None:
 
 
 def publish(
-    repository: Path, contract: ModelContract, labels: list[str], write_program: Callable[[Path], None]
+    repository: Path,
+    contract: ModelContract,
+    labels: list[str],
+    write_program: Callable[[Path], None],
+    form: Format = "torchscript",
+    kind: int = pb.ModelInstanceGroup.KIND_AUTO,
 ) -> Path:
     """Put a version into the repository and return its folder.
 
@@ -114,24 +130,24 @@ def publish(
     model = repository / contract.name
     with _made(repository), _locked(repository):
         choose_version(model, int(contract.version))
-        check_agrees(model, contract)
+        check_agrees(model, contract, form, kind)
         is_new = not model.exists()
         staging = Path(tempfile.mkdtemp(dir=repository if is_new else model, prefix=".staging-"))
         try:
             version = staging / contract.version if is_new else staging
             version.mkdir(exist_ok=True)
-            write_program(version / PROGRAM_FILE)
+            write_program(version / FILES[form].name)
             shutil.copyfile(_EMBEDDED_MODEL, version / "model.py")
             _open_to_readers(staging)
             if is_new:
                 (staging / LABELS_FILE).write_text("".join(f"{label}\n" for label in labels), encoding="utf-8")
-                _write_configs(staging, contract)
+                _write_configs(staging, contract, form, kind)
                 _open_to_readers(staging)
                 _sync(staging)
                 staging.rename(model)
             else:
                 _sync(staging)
-                _write_configs(model, contract)
+                _write_configs(model, contract, form, kind)
                 staging.rename(model / contract.version)
         except BaseException:
             shutil.rmtree(staging, ignore_errors=True)
@@ -139,15 +155,15 @@ def publish(
     return model / contract.version
 
 
-def _write_configs(model: Path, contract: ModelContract) -> None:
+def _write_configs(model: Path, contract: ModelContract, form: Format, kind: int) -> None:
     """``config.pbtxt`` for Triton's PyTorch backend, and ``configs/embedded.pbtxt`` for the Python backend."""
     path = model / "config.pbtxt"
     config = _read_config(path) if path.exists() else pb.ModelConfig()
     write_contract(contract, config)
-    config.platform = "pytorch_libtorch"
+    config.platform = FILES[form].platform
     config.version_policy.all.SetInParent()
     del config.instance_group[:]
-    config.instance_group.add(kind=pb.ModelInstanceGroup.KIND_AUTO)
+    config.instance_group.add(kind=kind)
     queue = config.dynamic_batching.default_queue_policy
     queue.timeout_action = pb.ModelQueuePolicy.REJECT
     queue.default_timeout_microseconds = _MAX_QUEUE_US
@@ -163,6 +179,10 @@ def _write_configs(model: Path, contract: ModelContract) -> None:
     embedded.backend = "python"
     del embedded.model_warmup[:]
     _add_warmup(embedded, contract, 1)
+    if form == "torch_aoti":
+        # Triton's backend gives every merged request the whole output: the gateway's batches go one by one.
+        config.backend = "pytorch"
+        config.ClearField("dynamic_batching")
 
     (model / "configs").mkdir(exist_ok=True)
     _replace(model / "configs" / f"{EMBEDDED_NAME}.pbtxt", _as_text(embedded))

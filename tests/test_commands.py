@@ -47,7 +47,7 @@ def test_exported_repository(models: Path) -> None:
     assert list(config.input[0].dims) == [32, 32, 3]
     assert (folder / "labels.txt").read_text().split() == [str(i) for i in range(10)]
     program = torch.jit.load(folder / "1" / "model.pt")
-    scores, embedding = program(torch.zeros(3, 32, 32, 3, dtype=torch.uint8))
+    scores, embedding, *_ = program(torch.zeros(3, 32, 32, 3, dtype=torch.uint8))
     assert (scores.shape, embedding.shape) == ((3, 10), (3, 2048))
     assert torch.allclose(scores.sum(1), torch.ones(3))
 

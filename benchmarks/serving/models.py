@@ -7,15 +7,16 @@ is measured is the serving around it.
 from __future__ import annotations
 
 import shutil
-import warnings
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 import tresnet
+from benchmarks.timing import median_seconds
 from export.golden import golden_picture
-from export.program import DTYPES, Normalisation, ServingProgram, write_program
+from export.program import DTYPES, Normalisation, ServingProgram
+from export.program_file import load_program, write_torchscript
 from export.repository import publish
 from tresnet.contract import ModelContract, Precision, VersionFacts, labels_digest
 from tresnet.heads import linear_head
@@ -25,6 +26,7 @@ from tresnet.picture import Preprocessing
 NUM_CLASSES = 1000
 MAX_BATCH_SIZE = 8
 LABELS = [f"class_{index}" for index in range(NUM_CLASSES)]
+_CPU = torch.device("cpu")
 
 
 class OneConvolution(nn.Module):
@@ -46,7 +48,9 @@ class OneConvolution(nn.Module):
         return self.head(embedding), embedding
 
 
-def build_model(kind: str, image_size: int, precision: Precision, repository: Path) -> Path:
+def build_model(
+    kind: str, image_size: int, precision: Precision, repository: Path, max_batch_size: int = MAX_BATCH_SIZE
+) -> Path:
     """Publish ``kind`` (an architecture or ``one_convolution``) as ``bench`` in a new repository; returns model.pt."""
     target = repository / "bench" / "1" / "model.pt"
     if target.exists():
@@ -70,7 +74,7 @@ def build_model(kind: str, image_size: int, precision: Precision, repository: Pa
         num_labels=NUM_CLASSES,
         embedding_size=features,
         heat_maps=None,  # peers serve the same file, and need no more than scores
-        max_batch_size=MAX_BATCH_SIZE,
+        max_batch_size=max_batch_size,
         labels_sha256=labels_digest(LABELS),
         facts=VersionFacts(
             architecture=kind,
@@ -80,24 +84,19 @@ def build_model(kind: str, image_size: int, precision: Precision, repository: Pa
             golden=golden_picture(program, how),
         ),
     )
-    publish(repository, contract, LABELS, lambda path: write_program(program, path))
+    publish(repository, contract, LABELS, lambda path: write_torchscript(program, path))
     return target
 
 
-def bare_images_per_s(model: Path, image_size: int, batch_size: int = MAX_BATCH_SIZE, seconds: float = 10.0) -> float:
-    """What the program alone does in this process with every core: the bound of any server."""
-    import time
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        program = torch.jit.load(str(model)).eval()
-    pictures = torch.randint(0, 256, (batch_size, image_size, image_size, 3), dtype=torch.uint8)
-    done = 0
+def bare_images_per_s(
+    model: Path,
+    image_size: int,
+    batch_size: int = MAX_BATCH_SIZE,
+    seconds: float = 10.0,
+    device: torch.device = _CPU,
+) -> float:
+    """What the program alone does in this process, on ``device`` or with every core: the bound of any server."""
+    program = load_program(model, device)
+    pictures = torch.randint(0, 256, (batch_size, image_size, image_size, 3), dtype=torch.uint8, device=device)
     with torch.inference_mode():
-        for _ in range(3):
-            program(pictures)
-        started = time.perf_counter()
-        while time.perf_counter() - started < seconds:
-            program(pictures)
-            done += batch_size
-        return done / (time.perf_counter() - started)
+        return batch_size / median_seconds(lambda: program(pictures), device, seconds=seconds)

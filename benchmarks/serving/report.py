@@ -12,9 +12,11 @@ from typing import Any
 import torch
 from rich.table import Table
 
+TINY_NOTE = "toy sizes, to see that it runs: these figures say nothing about speed"
 
-def machine() -> dict[str, Any]:
-    """The date and the machine."""
+
+def machine(device: torch.device | None = None) -> dict[str, Any]:
+    """The date and the machine, with its GPU if that is what was measured."""
     models = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
     return {
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
@@ -22,6 +24,22 @@ def machine() -> dict[str, Any]:
         "cores": len(os.sched_getaffinity(0)),
         "python": platform.python_version(),
         "torch": torch.__version__,
+        **({} if device is None else {"device": _device(device)}),
+    }
+
+
+def _device(device: torch.device) -> dict[str, Any]:
+    if device.type != "cuda":
+        return {"kind": device.type}
+    properties = torch.cuda.get_device_properties(device)
+    return {
+        "kind": "cuda",
+        "name": properties.name,
+        "memory_gib": round(properties.total_memory / 2**30, 1),
+        "multiprocessors": properties.multi_processor_count,
+        "compute_capability": f"{properties.major}.{properties.minor}",
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),
     }
 
 

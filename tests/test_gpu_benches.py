@@ -1,0 +1,137 @@
+"""The benches for a GPU, at toy sizes on the CPU through the command line; and the program compiled ahead of time."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+import signal
+from pathlib import Path
+
+import httpx
+import pytest
+from conftest import Server, run_side_by_side, run_tresnet, start_server
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2 as pb
+
+from benchmarks.gpu_models import PACKAGE
+from benchmarks.gpu_report import RESULTS, place_for
+from benchmarks.timing import largest_batch, share_of
+
+
+@pytest.mark.parametrize(
+    ("fitting", "timed"), [(0, 1), (1, 1), (2, 1), (3, 2), (37, 32), (288, 256), (511, 456), (512, 456), (2048, 1840)]
+)
+def test_the_largest_batch_is_found_in_few_tries(fitting: int, timed: int) -> None:
+    tried: list[int] = []
+
+    def fits(batch: int) -> bool:
+        tried.append(batch)
+        return batch <= fitting
+
+    assert largest_batch(fits, limit=2048) == fitting
+    assert max(tried) <= 2048 and len(tried) == len(set(tried)) <= 24
+    assert share_of(fitting) == timed
+
+
+def test_toy_figures_and_a_cpus_are_not_kept_among_the_results(tmp_path: Path) -> None:
+    real = {"date": "2000-01-01", "device": {"kind": "cuda"}}
+    assert place_for("gpu-models", real, None) == RESULTS / "2000-01-01-gpu-models.json"
+    assert place_for("gpu-models", real | {"tiny": "…"}, None) is None
+    assert place_for("gpu-models", real | {"device": {"kind": "cpu"}}, None) is None
+    assert place_for("gpu-models", real | {"tiny": "…"}, tmp_path / "x.json") == tmp_path / "x.json"
+
+
+def test_networks_programs_roofline_and_profile(tmp_path: Path) -> None:
+    options = ("--networks", f"TResNet-M,ResNet50,{PACKAGE}", "--programs", "eager,frozen,CUDA graph of frozen",
+               "--precision", "fp32", "--precisions", "fp32,bf16", "--profile", "TResNet-M")  # fmt: skip
+    tiny = ("bench", "gpu-models", "--device", "cpu", "--tiny")
+    done, wrong = run_side_by_side(
+        [(*tiny, *options, "--write", "figures.json"), (*tiny, "--networks", "AlexNet")], cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    assert (wrong.returncode, "AlexNet" in wrong.stderr) == (2, True)
+    assert (tmp_path / "figures.png").stat().st_size > 0
+    assert "ResNet50" in (tmp_path / "figures.txt").read_text() and "toy sizes" in done.stdout
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert "nothing about speed" in figures["tiny"] and figures["device"] == {"kind": "cpu"}
+    rows = {row["network"]: row for row in figures["networks"]}
+    assert rows["ResNet50"]["parameters"] == 25_557_032
+    has_package = importlib.util.find_spec("inplace_abn") is not None
+    assert ("package's InPlace-ABN" in rows, "package's InPlace-ABN" in figures["skipped"]) == (
+        has_package,
+        not has_package,
+    )
+    for row in rows.values():
+        # The limit: a CPU's memory is not searched.
+        assert row["largest_train_batch"] == row["largest_infer_batch"] == 2
+        assert min(row["train_images_per_s"] + row["infer_images_per_s"]) > 0
+        assert min(row["infer_share"].values()) > 0 and row["train_share_of_matrix_rate"] > 0
+        assert row["saved_mib"] > 0 and row["bytes_moved"] > row["multiply_adds"] / 1000
+    assert figures["ratios"].keys() == {"inference", "training", "largest_train_batch"}
+    programs = {row["form"]: row for row in figures["serving_program"]}
+    for form, most in (("eager fp32", 0.0), ("frozen fp32", 1e-4), ("eager bf16", 0.1), ("frozen bf16", 0.1)):
+        assert programs[form]["max_score_distance"] <= most
+        assert programs[form]["images_per_s"] > 0
+        assert figures["serving_program_ratios"][form] > 0
+    assert programs["frozen fp32"]["top1_agreement"] == 1
+    assert "need CUDA" in programs["CUDA graph of frozen fp32"]["failed"]
+    assert [entry["what"] for entry in figures["profile"]] == ["inference", "training"]
+    for entry in figures["profile"]:
+        shares = {group["group"]: group["share"] for group in entry["groups"]}
+        assert {"convolution", "norm and activation", "blur", "squeeze-and-excite", "pooling"} <= shares.keys()
+        assert sum(shares.values()) == pytest.approx(1, abs=0.01)
+
+
+@pytest.mark.skipif(shutil.which("wrk") is None, reason="wrk makes the load: apt-get install wrk")
+def test_the_service_beside_the_bare_program(tmp_path: Path) -> None:
+    done = run_tresnet("bench", "gpu-service", "--device", "cpu", "--tiny", "--write", "figures.json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    [row] = figures["rows"]
+    assert (row["failed"], row["workers"], row["connections"]) == (0, 1, 4)
+    assert min(row["images_per_s"], figures["bare_images_per_s"]) > 0
+    assert figures["best"]["of_bare_program"] == pytest.approx(
+        row["images_per_s"] / figures["bare_images_per_s"], rel=0.01, abs=1e-4
+    )
+    assert figures["best"]["bound"] in ("card", "cores")
+    assert row["cpu_ms_per_image"].keys() == {"decoders", "model", "server", "triton"}
+    assert row["cores_to_feed"] == pytest.approx(
+        figures["bare_images_per_s"] * sum(row["cpu_ms_per_image"].values()) / 1000, abs=0.01
+    )
+    assert figures["decode_on_gpu"] == {"skipped": "nvJPEG needs CUDA"}
+    assert figures["decode_on_cpu"]["images_per_s_and_core"] > 0
+    assert (tmp_path / "figures.png").stat().st_size > 0
+
+
+def test_a_program_compiled_ahead_of_time_serves_the_same_scores(
+    models: Path, server: Server, digit_files: list[bytes], tmp_path: Path
+) -> None:
+    options = ("--task", "classify", "--name", "digits", "--max-batch-size", 4, "--device", "cpu")
+    export = ("export", models / "runs" / "digits" / "best.pt", *options)
+    done = run_tresnet(*export, "--format", "torch_aoti", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path / "model_repository" / "digits"
+    assert sorted(path.name for path in (folder / "1").iterdir()) == ["model.pt2", "model.py"]
+    config = text_format.Parse((folder / "config.pbtxt").read_text(), pb.ModelConfig())
+    assert (config.platform, config.backend) == ("torch_aoti", "pytorch")
+    assert config.instance_group[0].kind == pb.ModelInstanceGroup.KIND_CPU
+    assert not config.HasField("dynamic_batching")  # Triton's backend would mix up the merged requests' outputs
+    other = run_tresnet(*export, cwd=tmp_path)
+    assert (other.returncode, "another format" in other.stderr) == (2, True)
+    running = start_server(tmp_path)
+    try:
+        running.wait_ready(60)
+        parts = [
+            ("image", (f"{index}.png", digit)) for index, digit in enumerate(digit_files[:6])
+        ]  # a batch of 4, and 2
+        expected, got = (
+            httpx.post(f"{url}/classify?model=digits&top_k=10", files=parts, timeout=30).json()["results"]
+            for url in (server.url, running.url)
+        )
+    finally:
+        running.process.send_signal(signal.SIGINT)
+        running.process.wait(40)
+    for ours, theirs in zip(got, expected, strict=True):
+        scores = [{entry["label"]: entry["score"] for entry in result["predictions"]} for result in (ours, theirs)]
+        assert scores[0] == pytest.approx(scores[1], abs=1e-4)
