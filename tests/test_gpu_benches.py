@@ -10,6 +10,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+import torch
 from conftest import Server, run_side_by_side, run_tresnet, start_server
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
@@ -17,6 +18,7 @@ from tritonclient.grpc import model_config_pb2 as pb
 from benchmarks.gpu_models import PACKAGE
 from benchmarks.gpu_report import RESULTS, place_for
 from benchmarks.timing import largest_batch, share_of
+from export.verify import top1_agreement
 
 
 @pytest.mark.parametrize(
@@ -32,6 +34,15 @@ def test_the_largest_batch_is_found_in_few_tries(fitting: int, timed: int) -> No
     assert largest_batch(fits, limit=2048) == fitting
     assert max(tried) <= 2048 and len(tried) == len(set(tried)) <= 24
     assert share_of(fitting) == timed
+
+
+def test_a_changed_best_label_counts_where_it_led_clearly() -> None:
+    wanted = torch.tensor([[0.9, 0.1, 0.0], [0.34, 0.33, 0.33], [0.2, 0.7, 0.1], [0.1, 0.2, 0.7]])
+    got = torch.tensor([[0.8, 0.2, 0.0], [0.33, 0.34, 0.33], [0.2, 0.7, 0.1], [0.1, 0.7, 0.2]])
+    assert top1_agreement(wanted, got, 0.05) == pytest.approx((2 / 4, 2 / 3))
+    assert top1_agreement(wanted[:2], got[:2], 0.05) == (0.5, 1)
+    assert top1_agreement(wanted[1:2], got[1:2], 0.05) == (0, 1)  # none is clear
+    assert top1_agreement(wanted[:, :1], got[:, :1], 0.05) == (1, 1)
 
 
 def test_toy_figures_and_a_cpus_are_not_kept_among_the_results(tmp_path: Path) -> None:
