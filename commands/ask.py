@@ -1,87 +1,195 @@
-"""``tresnet classify`` and ``tresnet tag``: ask a running gateway about picture files."""
+"""``tresnet classify`` and ``tresnet tag``: ask a running gateway about any number of pictures.
+
+Enters: files, folders, patterns, a list of paths, a picture on stdin. Leaves: their answers on stdout in the order
+asked, as a table, JSON lines or CSV; a progress bar and what went wrong on stderr; the exit status.
+"""
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-from typing import Annotated, Any
+import asyncio
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.table import Table
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from commands.console import console, fails_with_2, out
+from commands.console import console, fails_with_2
 from tresnet.errors import UserError
 
-Images = Annotated[list[Path], typer.Argument(help="Picture files.", metavar="IMAGE...")]
+if TYPE_CHECKING:
+    from client import Patience
+    from commands.answers import Writer
+    from commands.picture_paths import NamedPicture
+
+DEFAULT_URL = "http://127.0.0.1:8080"
+SOME_FAILED, WRONG_USAGE, UNREACHABLE = 1, 2, 3
+_ATTEMPT_S = 30.0
+EXIT_STATUS = """\
+Exit status: 0 every picture was answered · 1 some were not · 2 wrong usage, or refused as a whole ·
+3 no gateway answers, or it is overloaded; the answers until then are on stdout · 130 interrupted, as 3."""
+
+Images = Annotated[
+    list[str] | None,
+    typer.Argument(
+        help="Picture files, folders (with all below), quoted patterns such as 'photos/**/*.jpg'; - is one picture "
+        "on stdin.",
+        metavar="IMAGE...",
+        show_default=False,
+    ),
+]
+PathsFrom = Annotated[
+    str | None, typer.Option("--from", help="Read paths from this file, a line each; - is stdin.", metavar="FILE")
+]
 Url = Annotated[str, typer.Option(help="Where the gateway is.")]
 ApiKey = Annotated[str | None, typer.Option(envvar="TRESNET_API_KEY", help="Where the gateway asks for one.")]
-AsJson = Annotated[bool, typer.Option("--json", help="One JSON object a picture, a line each.")]
+ModelName = Annotated[str | None, typer.Option("--model", help="The model, where several fit.", metavar="NAME")]
+AsJson = Annotated[bool, typer.Option("--json", help="JSON lines: an object for each picture, as it is answered.")]
+AsCsv = Annotated[bool, typer.Option("--csv", help="CSV: a row for each label, as pictures are answered.")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Pictures in one request.")]
+Connections = Annotated[int, typer.Option(min=1, help="Requests at once.")]
+RetryFor = Annotated[float, typer.Option(min=0, help="Seconds to go on trying when the gateway is away or overloaded.")]
 
 
 def classify(
-    images: Images,
-    url: Url = "http://127.0.0.1:8080",
+    images: Images = None,
+    paths_from: PathsFrom = None,
+    url: Url = DEFAULT_URL,
+    model: ModelName = None,
     top_k: Annotated[int, typer.Option(help="How many labels.", min=1)] = 5,
+    min_score: Annotated[float | None, typer.Option(help="Leave out labels below it.", min=0, max=1)] = None,
     as_json: AsJson = False,
+    as_csv: AsCsv = False,
     api_key: ApiKey = None,
+    batch_size: BatchSize = 16,
+    connections: Connections = 4,
+    retry_for: RetryFor = 5.0,
 ) -> None:
     """Ask a running gateway for each picture's best labels."""
-    _ask(images, f"{url.rstrip('/')}/classify", {"top_k": str(top_k)}, "predictions", as_json, api_key)
+    parameters = {"model": model, "top_k": top_k, "min_score": min_score}
+    _run(
+        _Asking("classify", url, api_key, parameters, batch_size, connections, retry_for),
+        images or [], paths_from, as_json, as_csv,
+    )  # fmt: skip
 
 
 def tag(
-    images: Images,
-    url: Url = "http://127.0.0.1:8080",
+    images: Images = None,
+    paths_from: PathsFrom = None,
+    url: Url = DEFAULT_URL,
+    model: ModelName = None,
     top_k: Annotated[int | None, typer.Option(help="At most so many tags.", min=1)] = None,
+    threshold: Annotated[
+        float | None, typer.Option(help="One for all labels, in place of each label's own.", min=0, max=1)
+    ] = None,
     as_json: AsJson = False,
+    as_csv: AsCsv = False,
     api_key: ApiKey = None,
+    batch_size: BatchSize = 16,
+    connections: Connections = 4,
+    retry_for: RetryFor = 5.0,
 ) -> None:
     """Ask a running gateway for each picture's tags."""
-    query = {} if top_k is None else {"max_tags": str(top_k)}
-    _ask(images, f"{url.rstrip('/')}/tag", query, "tags", as_json, api_key)
+    parameters = {"model": model, "max_tags": top_k, "threshold": threshold}
+    _run(
+        _Asking("tag", url, api_key, parameters, batch_size, connections, retry_for),
+        images or [], paths_from, as_json, as_csv,
+    )  # fmt: skip
 
 
-def _ask(images: list[Path], url: str, query: dict[str, str], listed: str, as_json: bool, api_key: str | None) -> None:
-    """Exit status 1 if any picture failed, 2 if the gateway could not be asked at all."""
-    import httpx
+@dataclass(frozen=True)
+class _Asking:
+    """What is asked of whom, and how."""
 
-    headers = {"Content-Type": "application/octet-stream"} | ({"X-API-Key": api_key} if api_key else {})
-    table = Table("picture", "label", "score")
-    failed = False
-    with fails_with_2(), httpx.Client(timeout=60) as client:
-        for path in images:
-            data = path.read_bytes()
+    task: str
+    url: str
+    api_key: str | None
+    parameters: dict[str, Any]
+    batch_size: int
+    connections: int
+    retry_for_s: float
+
+    @property
+    def patience(self) -> Patience:
+        from client import Patience
+
+        # A refused connection is known at once, a hanging gateway after one attempt.
+        return Patience(
+            deadline_s=_ATTEMPT_S + self.retry_for_s, attempt_s=_ATTEMPT_S, retry_for_s=self.retry_for_s
+        )  # fmt: skip
+
+
+def _run(asking: _Asking, images: list[str], paths_from: str | None, as_json: bool, as_csv: bool) -> None:
+    from client import ClientError, ProblemError, UnavailableError, UnreachableError
+    from commands.answers import choose_writer
+    from commands.picture_paths import find_pictures
+
+    with fails_with_2():
+        if as_json and as_csv:
+            raise UserError("--json and --csv exclude each other")
+        pictures = find_pictures(images, paths_from)
+        writer = choose_writer(as_json=as_json, as_csv=as_csv, task=asking.task)
+    status = 0
+    try:
+        with writer:
+            asyncio.run(_ask(asking, pictures, writer))
+    except (UnreachableError, UnavailableError) as error:
+        what = (
+            "overloaded or not ready"
+            if isinstance(error, UnavailableError)
+            else "not there; `tresnet serve` starts one"
+        )
+        _say(f"the gateway at {asking.url} is {what}: {error}")
+        status = UNREACHABLE
+    except ProblemError as error:
+        _say(error.detail)
+        status = WRONG_USAGE
+    except ClientError as error:
+        _say(f"{asking.url}: {error}")
+        status = WRONG_USAGE
+    except KeyboardInterrupt:
+        status = 130
+    if status and len(pictures) > 1:
+        console.print(f"{writer.written:,} of {len(pictures):,} pictures were answered")
+    if status or writer.failed:
+        raise typer.Exit(status or SOME_FAILED)
+
+
+async def _ask(asking: _Asking, pictures: list[NamedPicture], writer: Writer) -> None:
+    """Results are taken as they come and written in order; at an end before time, those that wait are written, too."""
+    from client import AsyncClient
+
+    held: dict[int, Any] = {}
+    following = 0
+    with _progress(len(pictures)) as progress:
+        bar = progress.add_task("", total=len(pictures))
+        async with AsyncClient(asking.url, api_key=asking.api_key, patience=asking.patience) as client:
+            ask_each = client.classify_each if asking.task == "classify" else client.tag_each
             try:
-                response = client.post(url, params=query, content=data, headers=headers)
-                document = response.json()
-            except httpx.HTTPError as error:
-                raise UserError(f"no gateway answers at {url}: {error}; start one with `tresnet serve`") from error
-            except json.JSONDecodeError as error:
-                raise UserError(f"what answers at {url} is no TResNet gateway") from error
-            result = _result(document, response.status_code)
-            failed = failed or result["status"] != "ok"
-            if as_json:
-                typer.echo(json.dumps({"path": str(path), **result}))
-            else:
-                _add_rows(table, path, result, listed)
-    if not as_json:
-        out.print(table)
-    if failed:
-        raise typer.Exit(1)
+                async for result in ask_each(
+                    (picture.content for picture in pictures),
+                    batch_size=asking.batch_size,
+                    connections=asking.connections,
+                    ordered=False,
+                    **asking.parameters,
+                ):
+                    held[int(result.id)] = result
+                    progress.advance(bar)
+                    while following in held:
+                        writer.write(pictures[following].name, held.pop(following))
+                        following += 1
+            finally:
+                for place in sorted(held):
+                    writer.write(pictures[place].name, held[place])
 
 
-def _result(document: dict[str, Any], status: int) -> dict[str, Any]:
-    if status == 200:
-        result: dict[str, Any] = document["results"][0]
-        return result
-    return {"status": "error", "error": {key: document.get(key) for key in ("status", "code", "detail")}}
+def _progress(total: int) -> Progress:
+    """A bar on a terminal, for more than a handful."""
+    columns = (
+        BarColumn(), MofNCompleteColumn(), TextColumn("{task.speed:,.0f}/s", style="dim") , TimeRemainingColumn()
+    )  # fmt: skip
+    return Progress(*columns, console=console, transient=True, disable=total < 5 or not console.is_terminal)
 
 
-def _add_rows(table: Table, path: Path, result: dict[str, Any], listed: str) -> None:
-    if result["status"] != "ok":
-        console.print(f"[red]{path}:[/red] {result['error']['detail']}")
-        return
-    for index, entry in enumerate(result[listed]):
-        table.add_row(str(path) if index == 0 else "", entry["label"], f"{entry['score']:.4f}")
-    if not result[listed]:
-        table.add_row(str(path), "–", "")
+def _say(message: str) -> None:
+    console.print(f"[red]error:[/red] {escape(message)}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from commands.ask import classify, tag
+from commands.ask import EXIT_STATUS, classify, tag
 from commands.bench import bench
 from commands.eval import evaluate
 from commands.export import export
@@ -23,8 +23,8 @@ app.command("eval")(evaluate)
 app.command()(export)
 app.command()(serve)
 app.command()(key)
-app.command()(classify)
-app.command()(tag)
+app.command(epilog=EXIT_STATUS)(classify)
+app.command(epilog=EXIT_STATUS)(tag)
 app.add_typer(bench, name="bench")
 
 

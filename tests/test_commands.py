@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import Server, random_checkpoint, run_side_by_side, run_tresnet
+from conftest import random_checkpoint, run_side_by_side, run_tresnet
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
@@ -67,18 +66,6 @@ def test_versions_must_agree_and_are_not_overwritten(tmp_path: Path) -> None:
     assert sorted(path.name for path in model.iterdir()) == ["1", "2", "config.pbtxt", "configs", "labels.txt"]
     config = text_format.Parse((model / "config.pbtxt").read_text(), pb.ModelConfig())
     assert {"version.1", "version.2"} <= set(config.parameters)
-
-
-def test_client(server: Server, digit_files: list[bytes], tmp_path: Path) -> None:
-    (tmp_path / "d.png").write_bytes(digit_files[0])
-    (tmp_path / "t.png").write_text("text")
-    result = run_tresnet("classify", "d.png", "t.png", "--json", "--url", server.url, cwd=tmp_path)
-    good, bad = (json.loads(line) for line in result.stdout.splitlines())
-    assert result.returncode == 1
-    assert good["predictions"][0]["label"]
-    assert bad["error"]["code"] == "undecodable_image"
-    result = run_tresnet("tag", "d.png", "--url", "http://127.0.0.1:9", cwd=tmp_path)
-    assert (result.returncode, len(result.stderr.strip().splitlines())) == (2, 1)
 
 
 def test_the_fastest_precision_of_this_machine_is_taken(models: Path, tmp_path: Path) -> None:

@@ -1,0 +1,179 @@
+"""A call from its first attempt to its answer, without input or output.
+
+Each conversation is a generator: it yields what to do, a :class:`Send` or a :class:`Pause`, is sent what came of it,
+and returns the answer. The two clients differ only in how they do it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Generator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias, TypeVar
+
+import httpx
+
+from client.answers import Answer, Problem, Result, ServedModel, failed_result, read_answer, read_models
+from client.errors import (
+    RETRIED,
+    ClientError,
+    NotAGatewayError,
+    ProblemError,
+    RefusedError,
+    UnreachableError,
+    problem_error,
+)
+from client.patience import Patience, Trial
+from client.requests import Batch, Parameters, Request, question
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Send:
+    """Send this, and give up after the time."""
+
+    request: Request
+    timeout_s: float
+
+
+@dataclass(frozen=True)
+class Pause:
+    """Do nothing for so long."""
+
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What came back; the names of headers in lower case."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+
+Outcome: TypeAlias = Reply | httpx.TransportError | None
+Conversation: TypeAlias = Generator[Send | Pause, Outcome, T]
+
+_PASSING = (httpx.NetworkError, httpx.TimeoutException, httpx.RemoteProtocolError, httpx.ProxyError)
+_OF_THE_PICTURE = frozenset(("undecodable_image", "too_many_pixels", "body_too_large", "too_many_images", "empty_body"))
+"""Refusals that another request, with fewer or other pictures, may not meet."""
+
+
+def ask(path: str, pictures: list[bytes], parameters: Parameters, patience: Patience) -> Conversation[Answer]:
+    """One answer for all pictures.
+
+    Raises:
+        ClientError: if no picture is answered.
+    """
+    return (yield from _ask(path, pictures, parameters, Trial(patience)))
+
+
+def ask_each(path: str, batch: Batch, parameters: Parameters, patience: Patience) -> Conversation[list[Result]]:
+    """A result for each picture, errors too: where the gateway refuses a whole request, in smaller and smaller ones.
+
+    Raises:
+        ClientError: if it is not the pictures that are wrong.
+    """
+    trial = Trial(patience)
+    results: dict[int, Result] = {}
+    pictures: dict[int, bytes] = {}
+    for place, content in enumerate(batch.contents, start=batch.first):
+        if isinstance(content, Problem):
+            results[place] = failed_result(str(place), content)
+        else:
+            pictures[place] = content
+    groups = [list(pictures)] if pictures else []
+    while groups:
+        group = groups.pop()
+        try:
+            answer = yield from _ask(path, [pictures[place] for place in group], parameters, trial)
+        except RefusedError as error:
+            if error.code not in _OF_THE_PICTURE:
+                raise
+            if len(group) == 1:
+                results[group[0]] = failed_result(str(group[0]), error.problem)
+            else:
+                half = len(group) // 2
+                groups += [group[half:], group[:half]]
+        else:
+            for place, result in zip(group, answer.results, strict=True):
+                results[place] = _moved(result, str(place))
+    return [results[place] for place in sorted(results)]
+
+
+def ask_models(patience: Patience) -> Conversation[list[ServedModel]]:
+    reply = yield from _until_answered(Request("GET", "/models", []), Trial(patience))
+    return _understood(reply, read_models)
+
+
+def ask_ready(patience: Patience) -> Conversation[dict[str, Any]]:
+    """What ``/readyz`` says, once it is ready."""
+    reply = yield from _until_answered(Request("GET", "/readyz", []), Trial(patience))
+    return _understood(reply, dict)
+
+
+def _ask(path: str, pictures: list[bytes], parameters: Parameters, trial: Trial) -> Conversation[Answer]:
+    """Pictures that failed for the moment alone are asked again, while there is time."""
+    waiting = list(range(len(pictures)))
+    results: dict[int, Result] = {}
+    while True:
+        reply = yield from _until_answered(question(path, [pictures[i] for i in waiting], parameters), trial)
+        answer = _understood(reply, read_answer)
+        if len(answer.results) != len(waiting):
+            raise NotAGatewayError(f"{len(answer.results)} results came for {len(waiting)} pictures")
+        for place, result in zip(waiting, answer.results, strict=True):
+            results[place] = _moved(result, str(place))
+        waiting = [place for place in waiting if _failed_for_now(results[place])]
+        pause_s = trial.pause_s(None) if waiting else None
+        if pause_s is None:
+            return replace(answer, results=tuple(results[place] for place in range(len(pictures))))
+        yield Pause(pause_s)
+
+
+def _until_answered(request: Request, trial: Trial) -> Conversation[Reply]:
+    while True:
+        outcome = yield Send(request, trial.attempt_s())
+        if isinstance(outcome, Reply):
+            if outcome.status < 400:
+                return outcome
+            refusal = _refusal(outcome)
+            pause_s = trial.pause_s(refusal.retry_after_s) if refusal.status in RETRIED else None
+            error: ClientError = refusal
+        else:
+            pause_s = trial.pause_s(None) if isinstance(outcome, _PASSING) else None
+            error = UnreachableError(str(outcome) or type(outcome).__name__)
+        if pause_s is None:
+            raise error
+        yield Pause(pause_s)
+
+
+def _refusal(reply: Reply) -> ProblemError:
+    """The problem document; a proxy's page, which is none, by its status alone."""
+    retry_after = reply.headers.get("retry-after", "")
+    retry_after_s = float(retry_after) if retry_after.isdecimal() else None
+    try:
+        document = json.loads(reply.body)
+        problem = Problem(reply.status, document["code"], document["detail"])
+    except (ValueError, KeyError, TypeError) as error:
+        if reply.status not in RETRIED:
+            raise NotAGatewayError(f"what answers is no gateway of this kind: status {reply.status}") from error
+        problem = Problem(reply.status, "unavailable", f"status {reply.status}")
+    return problem_error(problem, reply.headers.get("x-request-id"), retry_after_s)
+
+
+def _understood(reply: Reply, read: Callable[[Any], T]) -> T:
+    try:
+        return read(json.loads(reply.body))
+    except (ValueError, KeyError, TypeError) as error:
+        raise NotAGatewayError("what answers is no gateway of this kind: its answer cannot be read") from error
+
+
+def _failed_for_now(result: Result) -> bool:
+    return result.error is not None and result.error.status in RETRIED
+
+
+def _moved(result: Result, identifier: str) -> Result:
+    """The same at its place among all pictures."""
+    return replace(result, id=identifier, document={**result.document, "id": identifier})

@@ -1,0 +1,47 @@
+"""A :class:`client.conversation.Send` in httpx's terms, for both clients."""
+
+from __future__ import annotations
+
+import math
+import ssl
+from typing import Any
+
+import httpx
+
+from client.conversation import Send
+
+_CONNECT_S = 5.0
+_GRACE_S = 2.0
+"""Beyond the deadline that the gateway knows, so that its own 504 arrives."""
+
+
+def http_options(url: str, api_key: str | None, verify: ssl.SSLContext | bool) -> dict[str, Any]:
+    """How to make an httpx client: no redirects, and as many connections as are asked for."""
+    return {
+        "base_url": url.rstrip("/"),
+        "headers": {"X-API-Key": api_key} if api_key else {},
+        "verify": verify,
+        "limits": httpx.Limits(max_connections=None, max_keepalive_connections=64),
+    }
+
+
+def http_request(http: httpx.Client | httpx.AsyncClient, send: Send) -> httpx.Request:
+    """Built anew for each attempt, with what is left of the deadline."""
+    asked = send.request
+    body: dict[str, Any] = {}
+    headers: dict[str, str] = {}
+    if asked.method == "POST":
+        headers["X-Request-Timeout-Ms"] = str(math.ceil(send.timeout_s * 1000))
+    if len(asked.pictures) == 1:
+        headers["Content-Type"] = "application/octet-stream"
+        body["content"] = asked.pictures[0]
+    elif asked.pictures:
+        body["files"] = [("image", (str(index), data)) for index, data in enumerate(asked.pictures)]
+    return http.build_request(
+        asked.method,
+        asked.path,
+        params=asked.query,
+        headers=headers,
+        timeout=httpx.Timeout(send.timeout_s + _GRACE_S, connect=min(_CONNECT_S, send.timeout_s)),
+        **body,
+    )

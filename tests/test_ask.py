@@ -1,0 +1,148 @@
+"""``tresnet classify`` and ``tresnet tag``: many pictures, in order, in three forms, and what is left when all goes wrong."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import pty
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+from conftest import TRESNET, Server, free_port, run_tresnet, start_server, until
+
+KEYS = {"path", "id", "status", "width", "height", "predictions"}
+
+
+@pytest.fixture
+def photos(tmp_path: Path, digit_files: list[bytes]) -> Path:
+    """Three pictures in a folder and one below it, beside a broken one, a text and a hidden file."""
+    folder = tmp_path / "photos"
+    (folder / "more").mkdir(parents=True)
+    for name, content in {
+        "b.png": digit_files[1], "a.PNG": digit_files[0], "c.jpg": b"no picture", "more/d.png": digit_files[2],
+        "notes.txt": b"hello", ".hidden.png": digit_files[3],
+    }.items():  # fmt: skip
+        (folder / name).write_bytes(content)
+    return folder
+
+
+def test_files_folders_patterns_lists_and_stdin(server: Server, photos: Path) -> None:
+    cwd = photos.parent
+
+    def ask(*words: str, stdin: bytes = b"") -> tuple[int, list[dict[str, object]]]:
+        done = subprocess.run(
+            [TRESNET, "classify", "--json", "--url", server.url, *words],
+            cwd=cwd, input=stdin, capture_output=True, timeout=100, check=False,
+        )  # fmt: skip
+        return done.returncode, [json.loads(line) for line in done.stdout.splitlines()]
+
+    status, lines = ask("photos")
+    assert [line["path"] for line in lines] == [f"photos/{name}" for name in ("a.PNG", "b.png", "c.jpg", "more/d.png")]
+    assert [line["status"] for line in lines] == ["ok", "ok", "error", "ok"]
+    assert (status, lines[2]["error"]["code"]) == (1, "undecodable_image")  # type: ignore[index]
+    status, (line,) = ask("photos/notes.txt", stdin=b"")
+    assert (status, line["path"]) == (1, "photos/notes.txt")
+    status, lines = ask("photos/**/*.png", "-", stdin=(photos / "b.png").read_bytes())
+    assert (status, [line["path"] for line in lines]) == (0, ["photos/b.png", "photos/more/d.png", "-"])
+    assert set(lines[0]) == KEYS
+    assert lines[2]["predictions"] == lines[0]["predictions"]
+    status, lines = ask("--from", "-", stdin=b"photos/a.PNG\nphotos/gone.png\n")
+    assert (status, [line["status"] for line in lines]) == (1, ["ok", "error"])
+    assert lines[1]["error"]["code"] == "unreadable_file"  # type: ignore[index]
+
+
+def test_csv_and_table(server: Server, photos: Path) -> None:
+    done = run_tresnet("tag", photos, "--csv", "--threshold", 0, "--top-k", 2, "--url", server.url, cwd=photos.parent)
+    rows = list(csv.DictReader(io.StringIO(done.stdout)))
+    assert [(Path(row["path"]).name, row["status"]) for row in rows] == [
+        (name, "ok") for name in ("a.PNG", "a.PNG", "b.png", "b.png")
+    ] + [("c.jpg", "error"), ("d.png", "ok"), ("d.png", "ok")]
+    assert float(rows[0]["score"]) >= float(rows[1]["score"])
+    assert (float(rows[0]["threshold"]), rows[4]["error"].partition(":")[0]) == (0, "undecodable_image")
+    done = run_tresnet("classify", photos, "--top-k", 1, "--url", server.url, cwd=photos.parent)
+    assert [word in done.stdout for word in ("d.png", "score", "threshold", "c.jpg")] == [True, True, False, False]
+    assert "c.jpg" in done.stderr
+    assert done.returncode == 1
+
+
+def test_wrong_usage_is_2(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "a.png").write_bytes(b"x")
+    for words in (
+        ("classify",),
+        ("classify", "empty"),
+        ("classify", "nothing.png"),
+        ("classify", "-", "--from", "-"),
+        ("tag", "a.png", "--json", "--csv"),
+        ("tag", "a.png", "--url", server.url, "--model", "nobody"),
+        ("tag", "a.png", "--url", f"{server.url}/somewhere"),
+    ):
+        done = run_tresnet(*words, cwd=tmp_path)
+        assert (done.returncode, len(done.stderr.strip().splitlines())) == (2, 1), done.stderr
+
+
+def test_a_killed_gateway_loses_no_finished_answer_and_a_new_one_is_taken_up(
+    server: Server, digit_files: list[bytes], tmp_path: Path
+) -> None:
+    (tmp_path / "folder").mkdir()
+    for index in range(600):
+        (tmp_path / "folder" / f"{index:03}.png").write_bytes(digit_files[index % 64])
+    port, options = free_port(), ("--triton-url", f"grpc://{server.triton_address()}")
+
+    def ask(output: Path, retry_for_s: float) -> subprocess.Popen[bytes]:
+        words = ("tag", "folder", "--json", "--batch-size", "8", "--url", f"http://127.0.0.1:{port}")
+        return subprocess.Popen(
+            [TRESNET, *words, "--retry-for", str(retry_for_s)],
+            cwd=tmp_path, stdout=output.open("wb"), stderr=output.with_suffix(".err").open("wb"),
+        )  # fmt: skip
+
+    def lines(output: Path) -> list[dict[str, object]]:
+        return [json.loads(line) for line in output.read_bytes().splitlines()] if output.exists() else []
+
+    gateway = start_server(tmp_path, *options, port=port)
+    try:
+        gateway.wait_ready(60)
+        first, output = tmp_path / "first", tmp_path / "second"
+        asking = ask(first, 0.3)
+        until(lambda: first.exists() and first.read_bytes().count(b"\n") > 50, "no answers")
+        gateway.process.kill()
+        gateway.process.wait(10)
+        seen = len(lines(first))  # flushed before the end of the command
+        assert asking.wait(60) == 3, first.with_suffix(".err").read_text()
+        finished = lines(first)
+        assert 50 < seen <= len(finished) < 600
+        paths = [line["path"] for line in finished]
+        assert paths == sorted(set(paths)), "in order, none twice"
+        assert all(line["status"] == "ok" for line in finished)
+        assert f"{len(finished)} of 600 pictures were answered" in first.with_suffix(".err").read_text()
+
+        asking = ask(output, 120)  # begins while nobody is there
+        gateway = start_server(tmp_path, *options, port=port)
+        until(lambda: output.exists() and output.read_bytes().count(b"\n") > 50, "no answers")
+        gateway.process.kill()
+        gateway.process.wait(10)
+        gateway = start_server(tmp_path, *options, port=port)
+        assert asking.wait(120) == 0, output.with_suffix(".err").read_text()
+        assert [line["path"] for line in lines(output)] == [f"folder/{index:03}.png" for index in range(600)]
+        assert all(line["status"] == "ok" for line in lines(output))
+    finally:
+        gateway.process.send_signal(signal.SIGINT)
+        gateway.process.wait(40)
+
+
+def test_progress_is_shown_to_a_terminal_on_stderr(server: Server, photos: Path) -> None:
+    terminal, theirs = pty.openpty()
+    done = subprocess.run(
+        [TRESNET, "classify", *["photos"] * 3, "--json", "--url", server.url],
+        cwd=photos.parent, stdout=subprocess.PIPE, stderr=theirs, timeout=100, check=False,
+        env={**os.environ, "TERM": "xterm"},
+    )  # fmt: skip
+    os.close(theirs)
+    shown = os.read(terminal, 100_000).decode()
+    os.close(terminal)
+    assert len(done.stdout.splitlines()) == 12
+    assert "12/12" in shown
