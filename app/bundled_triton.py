@@ -68,7 +68,9 @@ class BundledTriton:
         Raises:
             UserError: if the repository, the server, or a library that it needs is missing.
         """
-        self._check()
+        if not self._repository.is_dir():
+            raise UserError(f"{self._repository}: no such model repository; `tresnet export` makes one")
+        self.check_program()
         self._clear_shared_memory(f"tresnet-stub-{socket.gethostname()}-*")
         self.port = _free_port()
         self.log_path.parent.mkdir(parents=True, exist_ok=True)
@@ -85,9 +87,8 @@ class BundledTriton:
         if self._backends is not None:
             self._backends.cleanup()
 
-    def _check(self) -> None:
-        if not self._repository.is_dir():
-            raise UserError(f"{self._repository}: no such model repository; `tresnet export` makes one")
+    def check_program(self) -> None:
+        """Raise :class:`UserError`, which says how to mend it, if the server or a library that it needs is missing."""
         if not self._server.is_dir():
             raise UserError(
                 f"no bundled Triton in {self._server.parent.parent}: run `make setup`, or give --triton-url grpc://HOST:8001"
@@ -104,6 +105,16 @@ class BundledTriton:
                 f"the bundled Triton needs {', '.join(missing)}; on Debian or Ubuntu: "
                 f"apt-get install libpython{_python_version()}"
             )
+        program = self._server / "bin" / "tritonserver"
+        try:
+            asked = subprocess.run(  # noqa: S603
+                [program, "--help"], env=self._environment(), capture_output=True, text=True, check=False
+            )
+        except OSError as error:  # not executable, or for other processors
+            raise UserError(f"the bundled Triton does not start on this machine: {error}") from error
+        if "Usage: tritonserver" not in asked.stdout + asked.stderr:
+            said = asked.stderr.strip() or f"exit status {asked.returncode}"
+            raise UserError(f"the bundled Triton does not start on this machine: {said[-300:]}")
 
     @property
     def _stub(self) -> Path:

@@ -13,6 +13,7 @@ from tresnet.errors import UserError
 
 _PREFIX = "TRESNET_"
 _CLIENT_KEY = "TRESNET_API_KEY"
+_CLIENT_URL = "TRESNET_URL"
 
 
 def _split(value: object) -> object:
@@ -151,7 +152,9 @@ def load_settings(**overrides: object) -> Settings:
         )
     known = {f"{_PREFIX}{name.upper()}" for name in Settings.model_fields}
     unknown = sorted(
-        name for name in os.environ if name.startswith(_PREFIX) and name.upper() not in known | {_CLIENT_KEY}
+        name
+        for name in os.environ
+        if name.startswith(_PREFIX) and name.upper() not in known | {_CLIENT_KEY, _CLIENT_URL}
     )
     if unknown:
         raise UserError(f"unknown setting {', '.join(unknown)}; known are {', '.join(sorted(known))}")

@@ -41,7 +41,7 @@ Images = Annotated[
 PathsFrom = Annotated[
     str | None, typer.Option("--from", help="Read paths from this file, a line each; - is stdin.", metavar="FILE")
 ]
-Url = Annotated[str, typer.Option(help="Where the gateway is.")]
+Url = Annotated[str, typer.Option(envvar="TRESNET_URL", help="Where the gateway is.")]
 ApiKey = Annotated[str | None, typer.Option(envvar="TRESNET_API_KEY", help="Where the gateway asks for one.")]
 ModelName = Annotated[str | None, typer.Option("--model", help="The model, where several fit.", metavar="NAME")]
 AsJson = Annotated[bool, typer.Option("--json", help="JSON lines: an object for each picture, as it is answered.")]

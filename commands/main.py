@@ -6,9 +6,11 @@ import typer
 
 from commands.ask import EXIT_STATUS, classify, tag
 from commands.bench import bench
+from commands.doctor import doctor
 from commands.eval import evaluate
 from commands.export import export
 from commands.key import key
+from commands.models import models
 from commands.serve import serve
 from commands.train import train
 
@@ -25,6 +27,8 @@ app.command()(serve)
 app.command()(key)
 app.command(epilog=EXIT_STATUS)(classify)
 app.command(epilog=EXIT_STATUS)(tag)
+app.command()(models)
+app.command()(doctor)
 app.add_typer(bench, name="bench")
 
 

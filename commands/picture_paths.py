@@ -64,6 +64,7 @@ def _below(folder: Path) -> Iterator[Path]:
         if entry.name.startswith("."):
             continue
         if entry.is_dir():
-            yield from _below(entry)
+            if not entry.is_symlink():  # it may lead back up
+                yield from _below(entry)
         elif entry.suffix.lower() in PICTURE_SUFFIXES:
             yield entry

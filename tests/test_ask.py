@@ -1,4 +1,4 @@
-"""``tresnet classify`` and ``tresnet tag``: many pictures, in order, in three forms, and what is left when all goes wrong."""
+"""``tresnet classify`` and ``tresnet tag``: many pictures in order, in three forms; what is left if all goes wrong."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from tritonclient.grpc import model_config_pb2 as pb
 
 
 def test_help(tmp_path: Path) -> None:
-    commands = ("train", "eval", "export", "serve", "classify", "tag", "bench")
+    commands = ("train", "eval", "export", "serve", "classify", "tag", "models", "doctor", "bench")
     for done in run_side_by_side([("--help",), *((command, "--help") for command in commands)], cwd=tmp_path):
         assert done.returncode == 0
         assert "Usage" in done.stdout
