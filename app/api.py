@@ -33,7 +33,7 @@ from app.frame import RequestFrame, problem_response
 from app.keys import KeyRing
 from app.metrics import Metrics
 from app.model_watch import ModelWatch
-from app.openapi import LIVE, METRICS, MODELS, PROBLEMS, READY, answer_schema, request_body
+from app.openapi import LIVE, METRICS, MODELS, READY, answers, complete, question
 from app.parameters import ClassifyParameters, Parameters, TagParameters, read_parameters
 from app.pipeline import Answer, Gateway, answer
 from app.record import RequestRecord
@@ -88,6 +88,7 @@ def create_app(settings: Settings, *, network: PublicNetwork | None = None) -> F
     app.add_exception_handler(HTTPException, _http_exception)
     _add_answer_routes(app, gateway, draining, fetcher)
     _add_state_routes(app, gateway, draining)
+    complete(app)
     _add_layers(app, gateway, draining)
     return app
 
@@ -133,16 +134,16 @@ def _add_answer_routes(app: FastAPI, gateway: Gateway, draining: Draining, fetch
         return _json(document, headers={"Server-Timing": record.times.header()})
 
     @app.post(
-        "/classify", summary="The picture's label", responses=PROBLEMS | answer_schema("classify"),
-        openapi_extra=request_body(ClassifyParameters),
+        "/classify", summary="The picture's label", operation_id="classify", responses=answers("classify"),
+        openapi_extra=question("classify", ClassifyParameters),
     )  # fmt: skip
     async def classify(request: Request) -> Response:
         """One label wins: the best `top_k` labels of each picture, with their scores."""
         return await handle(request, "classify", ClassifyParameters)
 
     @app.post(
-        "/tag", summary="The picture's tags", responses=PROBLEMS | answer_schema("tag"),
-        openapi_extra=request_body(TagParameters),
+        "/tag", summary="The picture's tags", operation_id="tag", responses=answers("tag"),
+        openapi_extra=question("tag", TagParameters),
     )  # fmt: skip
     async def tag(request: Request) -> Response:
         """Each label by itself: those whose score reaches their threshold, best first."""
@@ -152,7 +153,7 @@ def _add_answer_routes(app: FastAPI, gateway: Gateway, draining: Draining, fetch
 def _add_state_routes(app: FastAPI, gateway: Gateway, draining: Draining) -> None:
     catalogue = gateway.catalogue
 
-    @app.get("/models", summary="The models that are ready", responses=MODELS | {401: PROBLEMS[401]})
+    @app.get("/models", summary="The models that are ready", operation_id="list_models", responses=MODELS)
     async def models() -> Response:
         """Each ready model's contract."""
         described = [
@@ -161,12 +162,12 @@ def _add_state_routes(app: FastAPI, gateway: Gateway, draining: Draining) -> Non
         ]
         return _json({"models": described})
 
-    @app.get("/livez", summary="The process is up", responses=LIVE)
+    @app.get("/livez", summary="The process is up", operation_id="live", responses=LIVE)
     @app.get("/v2/health/live", include_in_schema=False)
     async def livez() -> Response:
         return _json({"status": "live"})
 
-    @app.get("/readyz", summary="Every served model answers", responses=READY | {503: PROBLEMS[503]})
+    @app.get("/readyz", summary="Every served model answers", operation_id="ready", responses=READY)
     @app.get("/v2/health/ready", include_in_schema=False)
     async def readyz() -> Response:
         if draining.has_begun:
@@ -180,7 +181,7 @@ def _add_state_routes(app: FastAPI, gateway: Gateway, draining: Draining) -> Non
         ]
         return _json({"status": "ready", "models": sorted({name for name, _ in catalogue.live}), "failed": failed})
 
-    @app.get("/metrics", summary="Prometheus metrics", responses=METRICS)
+    @app.get("/metrics", summary="Prometheus metrics", operation_id="metrics", responses=METRICS)
     async def prometheus() -> Response:
         return Response(gateway.metrics.render(), media_type=CONTENT_TYPE_LATEST)
 

@@ -7,7 +7,8 @@ import sys
 from pathlib import Path
 
 import httpx
-from conftest import Server
+import jsonschema_rs
+from conftest import Guarded, Server
 
 CHECKS = (
     "not_a_server_error,status_code_conformance,content_type_conformance,"
@@ -28,8 +29,61 @@ def test_every_answer_is_as_documented(server: Server, tmp_path: Path) -> None:
     assert "6 selected / 6 total" in done.stdout
 
 
-def test_the_documented_example_is_answered(server: Server) -> None:
+def test_every_example_is_as_its_schema_says(server: Server) -> None:
+    document = httpx.get(f"{server.url}/openapi.json").json()
+    seen: list[str] = []
+    for path, item in document["paths"].items():
+        for operation in item.values():
+            seen.append(operation["operationId"])
+            answers = [(f"{path} {status}", answer["content"]) for status, answer in operation["responses"].items()]
+            for where, content in [*answers, (f"{path} body", operation.get("requestBody", {}).get("content", {}))]:
+                for kind, media in content.items():
+                    examples = [media["example"]] if "example" in media else []
+                    examples += [example["value"] for example in media.get("examples", {}).values()]
+                    is_binary = media["schema"].get("format") == "binary" or kind == "multipart/form-data"
+                    assert examples or is_binary, f"{where} {kind} has no example"
+                    validator = jsonschema_rs.validator_for({**media["schema"], "components": document["components"]})
+                    for example in examples:
+                        validator.validate(example)
+    assert {"classify", "tag", "list_models", "live", "ready", "metrics"} <= set(seen)
+    assert len(seen) == len(set(seen))
+
+
+def test_the_documented_bodies_are_answered(server: Server) -> None:
     paths = httpx.get(f"{server.url}/openapi.json").json()["paths"]
     for path in ("/classify", "/tag"):
-        example = paths[path]["post"]["requestBody"]["content"]["application/json"]["example"]
-        assert httpx.post(server.url + path, json=example, timeout=30).json()["results"][0]["status"] == "ok"
+        examples = paths[path]["post"]["requestBody"]["content"]["application/json"]["examples"]
+        for name in ("one", "several"):
+            results = httpx.post(server.url + path, json=examples[name]["value"], timeout=30).json()["results"]
+            assert {result["status"] for result in results} == {"ok"}
+
+
+def test_real_errors_are_among_the_documented_ones(server: Server, guarded: Guarded, digit_files: list[bytes]) -> None:
+    paths = httpx.get(f"{server.url}/openapi.json").json()["paths"]
+    (digit, url) = digit_files[0], server.url
+    many = {"images": [{"b64": "eA=="}] * 65}
+    by_url = {"images": [{"url": "https://images.example.com/a.jpg"}]}
+    for answer in (
+        httpx.post(f"{url}/classify", content=b""),
+        httpx.post(f"{url}/classify", json={"images": []}),
+        httpx.post(f"{url}/classify", json=[]),
+        httpx.post(f"{guarded.url}/classify", content=digit),
+        httpx.get(f"{guarded.url}/models"),
+        httpx.post(f"{url}/classify?model=nobody", content=digit),
+        httpx.post(f"{url}/classify?version=9", content=digit),
+        httpx.post(f"{url}/tag", json=many),
+        httpx.post(f"{url}/tag", json=by_url),
+        httpx.post(f"{url}/tag", content=b"text"),
+        httpx.post(f"{url}/tag", content=b"text", headers={"Content-Type": "text/plain"}),
+        httpx.post(f"{url}/tag?threshold=2", content=digit),
+        httpx.post(f"{guarded.url}/tag", json=many | {"images": many["images"][:9]}, headers=_key(guarded.slow_key)),
+        httpx.post(f"{guarded.url}/tag", content=digit, headers=_key(guarded.slow_key)),
+    ):
+        problem = answer.json()
+        operation = paths[problem["instance"]][answer.request.method.lower()]
+        codes = operation["responses"][str(answer.status_code)]["content"]["application/problem+json"]["examples"]
+        assert problem["code"] in codes, problem
+
+
+def _key(key: str) -> dict[str, str]:
+    return {"X-API-Key": key}
