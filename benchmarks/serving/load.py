@@ -33,6 +33,11 @@ def closed_loop(url: str, body: Path, content_type: str, connections: int, secon
                "-s", str(_LUA), url]  # fmt: skip
     environment = {"BODY": str(body), "CONTENT_TYPE": content_type, "PATH": "/usr/bin:/bin"}
     said = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout  # noqa: S603
+    return read_wrk(said)
+
+
+def read_wrk(said: str) -> Load:
+    """What wrk printed, with --latency."""
     requests = int(_find(r"(\d+) requests in", said))
     failed = int(_find(r"Non-2xx or 3xx responses: (\d+)", said, "0"))
     failed += sum(int(count) for count in re.findall(r"(?:connect|read|write|timeout) (\d+)", said))

@@ -1,0 +1,18 @@
+#!/bin/sh
+# Ask about pictures with curl, all in one request; prints JSON. Waits as long as the gateway says when it is busy.
+#   sh examples/ask.sh examples/digit-7.png …
+#   URL=https://gateway.example API_KEY=tresnet_… sh examples/ask.sh …
+set -eu
+url=${URL:-http://127.0.0.1:8080}
+
+i=$#
+while [ "$i" -gt 0 ]; do # each PATH becomes --form image=@"PATH", quoted so that ; and , in names are no syntax
+    set -- "$@" --form "image=@\"$1\""
+    shift
+    i=$((i - 1))
+done
+if [ -n "${API_KEY:-}" ]; then set -- "$@" --header "X-API-Key: $API_KEY"; fi
+
+# --retry asks again after 408, 429, 500, 502, 503 and 504, and after Retry-After where it is given.
+exec curl --silent --show-error --fail-with-body --retry 3 --retry-max-time 60 --retry-connrefused \
+    --header 'X-Request-Timeout-Ms: 20000' "$@" "$url/classify?top_k=1"
