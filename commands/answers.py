@@ -18,6 +18,9 @@ from commands.console import console, out
 class Writer:
     """Takes results one by one, and counts them."""
 
+    streams = True
+    """Whether each is written as it comes."""
+
     def __init__(self) -> None:
         self.written = 0
         self.failed = 0
@@ -74,6 +77,8 @@ class Csv(Writer):
 
 class AsTable(Writer):
     """For people: one table at the end, and each failure on stderr at once."""
+
+    streams = False
 
     def __init__(self, task: str) -> None:
         super().__init__()

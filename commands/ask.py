@@ -7,12 +7,14 @@ asked, as a table, JSON lines or CSV; a progress bar and what went wrong on stde
 from __future__ import annotations
 
 import asyncio
+import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TimeRemainingColumn
+from rich.text import Text
 
 from commands.console import console, fails_with_2
 from tresnet.errors import UserError
@@ -161,7 +163,7 @@ async def _ask(asking: _Asking, pictures: list[NamedPicture], writer: Writer) ->
 
     held: dict[int, Any] = {}
     following = 0
-    with _progress(len(pictures)) as progress:
+    with _progress(len(pictures), writer) as progress:
         bar = progress.add_task("", total=len(pictures))
         async with AsyncClient(asking.url, api_key=asking.api_key, patience=asking.patience) as client:
             ask_each = client.classify_each if asking.task == "classify" else client.tag_each
@@ -183,12 +185,19 @@ async def _ask(asking: _Asking, pictures: list[NamedPicture], writer: Writer) ->
                     writer.write(pictures[place].name, held[place])
 
 
-def _progress(total: int) -> Progress:
-    """A bar on a terminal, for more than a handful."""
-    columns = (
-        BarColumn(), MofNCompleteColumn(), TextColumn("{task.speed:,.0f}/s", style="dim") , TimeRemainingColumn()
-    )  # fmt: skip
-    return Progress(*columns, console=console, transient=True, disable=total < 5 or not console.is_terminal)
+class _Speed(ProgressColumn):
+    """Pictures a second."""
+
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.speed:,.0f}/s" if task.speed else "", style="dim")
+
+
+def _progress(total: int, writer: Writer) -> Progress:
+    """A bar on a terminal, for more than a handful, unless answers are written between its lines."""
+    is_shown = total >= 5 and console.is_terminal and not (writer.streams and sys.stdout.isatty())
+    columns = (BarColumn(), MofNCompleteColumn(), _Speed(), TimeRemainingColumn())
+    # Redirected, answers would come out where the bar is.
+    return Progress(*columns, console=console, transient=True, redirect_stdout=False, disable=not is_shown)
 
 
 def _say(message: str) -> None:

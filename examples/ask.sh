@@ -13,6 +13,12 @@ while [ "$i" -gt 0 ]; do # each PATH becomes --form image=@"PATH", quoted so tha
 done
 if [ -n "${API_KEY:-}" ]; then set -- "$@" --header "X-API-Key: $API_KEY"; fi
 
-# --retry asks again after 408, 429, 500, 502, 503 and 504, and after Retry-After where it is given.
-exec curl --silent --show-error --fail-with-body --retry 3 --retry-max-time 60 --retry-connrefused \
-    --header 'X-Request-Timeout-Ms: 20000' "$@" "$url/classify?top_k=1"
+answer=$(mktemp)
+trap 'rm -f "$answer"' EXIT
+# --retry asks again after 408, 429, 500, 502, 503 and 504, and after Retry-After where it is given; a file, unlike
+# stdout, is begun anew each time.
+status=0
+curl --silent --show-error --fail-with-body --retry 3 --retry-max-time 60 --retry-connrefused \
+    --header 'X-Request-Timeout-Ms: 20000' --output "$answer" "$@" "$url/classify?top_k=1" || status=$?
+cat "$answer"
+exit "$status"

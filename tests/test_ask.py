@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
@@ -10,6 +11,7 @@ import pty
 import signal
 import subprocess
 from pathlib import Path
+from threading import Thread
 
 import pytest
 from conftest import TRESNET, Server, free_port, run_tresnet, start_server, until
@@ -136,13 +138,22 @@ def test_a_killed_gateway_loses_no_finished_answer_and_a_new_one_is_taken_up(
 
 def test_progress_is_shown_to_a_terminal_on_stderr(server: Server, photos: Path) -> None:
     terminal, theirs = pty.openpty()
+    shown: list[bytes] = []
+
+    def read() -> None:
+        with contextlib.suppress(OSError):  # how a terminal says that nobody writes to it any more
+            while True:
+                shown.append(os.read(terminal, 4096))
+
+    reader = Thread(target=read)
+    reader.start()
     done = subprocess.run(
         [TRESNET, "classify", *["photos"] * 3, "--json", "--url", server.url],
         cwd=photos.parent, stdout=subprocess.PIPE, stderr=theirs, timeout=100, check=False,
         env={**os.environ, "TERM": "xterm"},
     )  # fmt: skip
     os.close(theirs)
-    shown = os.read(terminal, 100_000).decode()
+    reader.join()
     os.close(terminal)
     assert len(done.stdout.splitlines()) == 12
-    assert "12/12" in shown
+    assert b"12/12" in b"".join(shown)
