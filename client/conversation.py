@@ -7,8 +7,10 @@ and returns the answer. The two clients differ only in how they do it.
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, replace
+from email.utils import parsedate_to_datetime
 from typing import Any, TypeAlias, TypeVar
 
 import httpx
@@ -151,8 +153,7 @@ def _until_answered(request: Request, trial: Trial) -> Conversation[Reply]:
 
 def _refusal(reply: Reply) -> ProblemError:
     """The problem document; a proxy's page, which is none, by its status alone."""
-    retry_after = reply.headers.get("retry-after", "")
-    retry_after_s = float(retry_after) if retry_after.isdecimal() else None
+    retry_after_s = _seconds(reply.headers.get("retry-after", ""))
     try:
         document = json.loads(reply.body)
         problem = Problem(reply.status, document["code"], document["detail"])
@@ -161,6 +162,16 @@ def _refusal(reply: Reply) -> ProblemError:
             raise NotAGatewayError(f"what answers is no gateway of this kind: status {reply.status}") from error
         problem = Problem(reply.status, "unavailable", f"status {reply.status}")
     return problem_error(problem, reply.headers.get("x-request-id"), retry_after_s)
+
+
+def _seconds(retry_after: str) -> float | None:
+    """Of both forms that the header has: seconds, or a date."""
+    if retry_after.isdecimal():
+        return float(retry_after)
+    try:
+        return max(0.0, parsedate_to_datetime(retry_after).timestamp() - time.time())
+    except ValueError:
+        return None
 
 
 def _understood(reply: Reply, read: Callable[[Any], T]) -> T:

@@ -9,6 +9,7 @@ from typing import Any
 import httpx
 
 from client.conversation import Send
+from client.errors import ClientError
 
 _CONNECT_S = 5.0
 _GRACE_S = 2.0
@@ -16,7 +17,17 @@ _GRACE_S = 2.0
 
 
 def http_options(url: str, api_key: str | None, verify: ssl.SSLContext | bool) -> dict[str, Any]:
-    """How to make an httpx client: no redirects, and as many connections as are asked for."""
+    """How to make an httpx client: no redirects, and as many connections as are asked for.
+
+    Raises:
+        ClientError: if ``url`` is none of HTTP.
+    """
+    try:
+        parsed = httpx.URL(url)
+    except httpx.InvalidURL as error:
+        raise ClientError(f"{url!r} is not http://HOST:PORT: {error}") from error
+    if parsed.scheme not in ("http", "https") or not parsed.host:
+        raise ClientError(f"{url!r} is not http://HOST:PORT")
     return {
         "base_url": url.rstrip("/"),
         "headers": {"X-API-Key": api_key} if api_key else {},

@@ -65,7 +65,7 @@ def test_csv_and_table(server: Server, photos: Path) -> None:
     ] + [("c.jpg", "error"), ("d.png", "ok"), ("d.png", "ok")]
     assert float(rows[0]["score"]) >= float(rows[1]["score"])
     assert (float(rows[0]["threshold"]), rows[4]["error"].partition(":")[0]) == (0, "undecodable_image")
-    done = run_tresnet("classify", photos, "--top-k", 1, "--url", server.url, cwd=photos.parent)
+    done = run_tresnet("classify", "photos", "--top-k", 1, "--url", server.url, cwd=photos.parent)
     assert [word in done.stdout for word in ("d.png", "score", "threshold", "c.jpg")] == [True, True, False, False]
     assert "c.jpg" in done.stderr
     assert done.returncode == 1
@@ -82,6 +82,8 @@ def test_wrong_usage_is_2(server: Server, tmp_path: Path) -> None:
         ("tag", "a.png", "--json", "--csv"),
         ("tag", "a.png", "--url", server.url, "--model", "nobody"),
         ("tag", "a.png", "--url", f"{server.url}/somewhere"),
+        ("tag", "a.png", "--url", "localhost:8080"),
+        ("tag", "a.png", "--url", "http://[::"),
     ):
         done = run_tresnet(*words, cwd=tmp_path)
         assert (done.returncode, len(done.stderr.strip().splitlines())) == (2, 1), done.stderr
