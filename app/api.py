@@ -16,7 +16,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, Response
+from starlette.responses import HTMLResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 import tresnet
@@ -181,7 +181,10 @@ def _add_state_routes(app: FastAPI, gateway: Gateway, draining: Draining) -> Non
         ]
         return _json({"status": "ready", "models": sorted({name for name, _ in catalogue.live}), "failed": failed})
 
-    @app.get("/metrics", summary="Prometheus metrics", operation_id="metrics", responses=METRICS)
+    @app.get(
+        "/metrics", summary="Prometheus metrics", operation_id="metrics", responses=METRICS,
+        response_class=PlainTextResponse,
+    )  # fmt: skip
     async def prometheus() -> Response:
         return Response(gateway.metrics.render(), media_type=CONTENT_TYPE_LATEST)
 

@@ -123,5 +123,6 @@ func form(paths []string) ([]byte, string, error) {
 			return nil, "", err
 		}
 	}
-	return body.Bytes(), parts.FormDataContentType(), parts.Close()
+	err := parts.Close()
+	return body.Bytes(), parts.FormDataContentType(), err
 }
