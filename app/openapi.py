@@ -244,7 +244,8 @@ READY = _json(
 ) | problems("/readyz", [503], leave_out="queue_full")
 _MODEL = {
     "name": "digits", "version": "1", "task": "classify", "num_labels": 2, "embedding_size": 2048,
-    "max_batch_size": 32, "heat_maps": {"labels": 2, "height": 1, "width": 1}, "labels_sha256": "93cf…", "labels": ["even", "odd"],
+    "max_batch_size": 32, "heat_maps": {"labels": 2, "height": 1, "width": 1},
+    "labels_sha256": "93cf…", "labels": ["even", "odd"],
     "preprocessing": {"image_size": 32, "crop_pct": 1.0, "interpolation": "bilinear", "resize_mode": "crop"},
     "facts": {
         "architecture": "tresnet_m", "precision": "fp32", "source_sha256": "1f0a…", "tools": {"torch": "2.13.0"},
