@@ -64,7 +64,7 @@ def test_the_client_brings_its_key(guarded: Guarded, digit_files: list[bytes]) -
     picture = guarded.folder / "digit.png"
     picture.write_bytes(digit_files[0])
     ask = ("classify", picture, "--url", guarded.url)
-    assert run_tresnet(*ask, cwd=guarded.folder).returncode == 1
+    assert run_tresnet(*ask, cwd=guarded.folder).returncode == 2
     assert run_tresnet(*ask, "--api-key", guarded.key, cwd=guarded.folder).returncode == 0
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TRESNET_API_KEY", guarded.key)
