@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 MODELS := model_repository
 PORT ?= 8080
 
-.PHONY: serve models setup setup-dev inplace-abn test fuzz soak check check-deploy render bench bench-gpu wrk e2e clean
+.PHONY: serve models setup setup-dev inplace-abn test fuzz soak check check-deploy render page-picture bench bench-gpu wrk chromium e2e clean
 
 serve: models  ## train and export what is missing, then serve on http://127.0.0.1:8080
 	PORT=$(PORT) VENV=$(VENV) sh deploy/serve.sh
@@ -63,11 +63,16 @@ $(VENV)/.languages:
 
 test: setup-dev inplace-abn $(VENV)/deploy/bin/promtool $(VENV)/.languages  ## the whole test suite, with a real Triton
 	$(MAKE) --no-print-directory wrk || true
+	$(MAKE) --no-print-directory chromium || true
 	$(BIN)/python -m pytest
 
 # The load generator; where Debian's packages are not to be had, the test that needs it is skipped.
 wrk:
 	@command -v wrk >/dev/null || { apt-get update -qq && apt-get install -y -qq wrk; }
+
+# The browser of the page's tests; where it is not to be had, they are skipped, and fail in CI.
+chromium:
+	@command -v chromium >/dev/null || { apt-get update -qq && apt-get install -y -qq chromium; }
 
 FUZZ_SECONDS ?= 60
 
@@ -96,6 +101,10 @@ check-deploy: $(VENV)/deploy/.installed  ## Dockerfile, compose, Kubernetes, Pro
 
 render: $(VENV)/deploy/.installed  ## files that are made from others: dashboard, PrometheusRule, table of settings
 	PYTHONPATH=. $(BIN)/python deploy/render.py
+
+page-picture: setup-dev chromium  ## README's picture of the page, from a running `make serve`
+	command -v chromium >/dev/null || { apt-get update -qq && apt-get install -y -qq chromium; }
+	$(BIN)/python tests/page_picture.py docs/images/page.png http://127.0.0.1:$(PORT)
 
 $(VENV)/deploy/.installed: pyproject.toml deploy/tools.sh deploy/prometheus_tools.sh $(VENV)/.installed-dev
 	$(BIN)/python -m pip install --quiet --editable '.[train,dev,deploy]'

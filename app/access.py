@@ -1,7 +1,8 @@
 """Who may ask: an API key in ``Authorization: Bearer`` or ``X-API-Key``, where the operator has set keys.
 
 Closed by default: a route asks for a key unless it is listed here. Open are what probes and Prometheus ask, who carry
-no keys and are kept apart by the network, and the pages that say how to use the service.
+no keys and are kept apart by the network, and the pages that say how to use the service, with the files they are
+made of.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.errors import UnauthorizedError
 from app.keys import KeyRing
+from app.page import PREFIX as PAGE_FILES
 from app.record import RequestRecord
 
 _OPEN = frozenset(
@@ -26,7 +28,7 @@ class KeyGate:
         self.keys = keys
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["path"] not in _OPEN:
+        if scope["type"] == "http" and not _is_open(scope["path"]):
             self._check(Headers(scope=scope), scope["state"]["record"])
         await self.app(scope, receive, send)
 
@@ -40,6 +42,10 @@ class KeyGate:
         if key is None:
             raise UnauthorizedError("the API key is not known", wrong=True)
         record.key = key.name
+
+
+def _is_open(path: str) -> bool:
+    return path in _OPEN or path.startswith(PAGE_FILES)
 
 
 def _given_key(headers: Headers) -> str:

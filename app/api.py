@@ -16,7 +16,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, PlainTextResponse, Response
+from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 import tresnet
@@ -34,6 +34,7 @@ from app.keys import KeyRing
 from app.metrics import Metrics
 from app.model_watch import ModelWatch
 from app.openapi import LIVE, METRICS, MODELS, READY, answers, complete, question
+from app.page import add_pages
 from app.parameters import ClassifyParameters, Parameters, TagParameters, read_parameters
 from app.pipeline import Answer, Gateway, answer
 from app.record import RequestRecord
@@ -83,11 +84,14 @@ def create_app(settings: Settings, *, network: PublicNetwork | None = None) -> F
         version=tresnet.__version__,
         description="Pictures in, labels out: TResNet models on NVIDIA Triton.",
         lifespan=lifespan,
+        docs_url=None,  # app/page.py has one that asks no other site
+        redoc_url=None,
         telemetry={"tracing": False, "metrics": False, "logs": False},  # app/tracing.py has its own, at less cost
     )
     app.add_exception_handler(HTTPException, _http_exception)
     _add_answer_routes(app, gateway, draining, fetcher)
     _add_state_routes(app, gateway, draining)
+    add_pages(app)
     complete(app)
     _add_layers(app, gateway, draining)
     return app
@@ -187,14 +191,6 @@ def _add_state_routes(app: FastAPI, gateway: Gateway, draining: Draining) -> Non
     )  # fmt: skip
     async def prometheus() -> Response:
         return Response(gateway.metrics.render(), media_type=CONTENT_TYPE_LATEST)
-
-    @app.get("/", include_in_schema=False)
-    async def home() -> Response:
-        return HTMLResponse(
-            "<!doctype html><html lang=en><title>TResNet Serving</title><h1>TResNet Serving</h1>"
-            "<p>Post a picture to <code>/classify</code> or <code>/tag</code>. "
-            "<a href=/docs>The API</a>, <a href=/models>the models</a>.</p></html>"
-        )
 
 
 def _timeout_s(request: Request, settings: Settings) -> float:

@@ -171,6 +171,7 @@ def start_server(folder: Path, *options: str, port: int | None = None, **setting
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--models", type=Path, help="a folder of an earlier `models` fixture, to spare the training")
+    parser.addoption("--screenshots", type=Path, default=Path("runs/page"), help="where those of the page are kept")
 
 
 @pytest.fixture(scope="session")

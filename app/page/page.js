@@ -1,0 +1,217 @@
+/** The page's wiring: pictures come in, wait their turn, are asked about, and become cards that tell the answer. */
+
+import { Card } from "./card.js";
+import * as service from "./service.js";
+import { Settings } from "./settings.js";
+import * as words from "./words.js";
+
+const AT_ONCE = 4; // questions under way; the service makes batches of them
+const BREAKS = 2; // broken connections to a service that is there, until a picture counts as too much for it
+const $ = (id) => document.getElementById(id);
+
+let cards = [];
+let needsKey = false;
+const watch = new service.Watch(serviceChanged);
+const settings = new Settings(askAllAgain);
+
+// ---- pictures in
+
+function add(files) {
+  if (!files.length) return;
+  const fresh = [...files].map((file) => new Card(file, { onRemove: remove, onRetry: askAgain }));
+  cards = [...fresh, ...cards];
+  $("cards").prepend(...fresh.map((card) => card.element));
+  showAnswers();
+  pump();
+}
+
+function remove(card) {
+  const next = card.element.nextElementSibling ?? card.element.previousElementSibling;
+  cards = cards.filter((other) => other !== card);
+  card.remove();
+  showAnswers();
+  (next?.querySelector("button.icon") ?? $("pick")).focus(); // the focus is not lost with the button
+  pump();
+}
+
+function showAnswers() {
+  $("answers").hidden = cards.length === 0;
+  $("clear").hidden = cards.length < 2;
+  $("drop").classList.toggle("small", cards.length > 0);
+}
+
+async function addSample({ dataset: { sample, task, label } }) {
+  if (settings.prefer(task, label)) askAllAgain();
+  const picture = await (await fetch(new URL(sample, import.meta.url))).blob();
+  add([new File([picture], sample, { type: picture.type })]);
+}
+
+function listenForPictures() {
+  $("pick").onclick = () => $("files").click();
+  $("photograph").onclick = () => $("camera").click();
+  for (const input of [$("files"), $("camera")]) {
+    input.onchange = () => {
+      add(input.files);
+      input.value = ""; // so that the same file can be chosen again
+    };
+  }
+  for (const sample of document.querySelectorAll(".sample")) {
+    sample.onclick = () => addSample(sample).catch(() => watch.lost(new service.Problem(0)));
+  }
+  document.addEventListener("paste", ({ clipboardData }) => add(clipboardData?.files ?? []));
+  const carriesFiles = (event) => event.dataTransfer?.types.includes("Files");
+  document.addEventListener("dragover", (event) => {
+    if (!carriesFiles(event)) return;
+    event.preventDefault();
+    $("dropping").hidden = false;
+  });
+  document.addEventListener("dragleave", (event) => { $("dropping").hidden = event.relatedTarget === null || $("dropping").hidden; });
+  document.addEventListener("drop", (event) => {
+    $("dropping").hidden = true;
+    if (!carriesFiles(event)) return;
+    event.preventDefault();
+    add(event.dataTransfer.files);
+  });
+}
+
+// ---- questions out
+
+function askAgain(card) {
+  card.abort?.abort();
+  card.breaks = 0;
+  card.wait("waiting");
+  pump();
+}
+
+function askAllAgain() {
+  for (const card of cards) {
+    card.abort?.abort();
+    card.wait("waiting");
+  }
+  pump();
+}
+
+/** Starts what may start. Whatever waits for a key or for the service is started when that has come. */
+function pump() {
+  if (needsKey || watch.state !== "ready") return;
+  const question = settings.question();
+  if (!question) return;
+  const free = AT_ONCE - cards.filter((card) => card.state === "asking").length;
+  const due = cards.filter((card) => card.state === "waiting" && !(card.notBefore > performance.now()));
+  for (const card of due.slice(0, Math.max(0, free))) askAbout(card, question);
+}
+
+async function askAbout(card, question) {
+  const abort = new AbortController();
+  card.abort = abort;
+  card.begin();
+  try {
+    const picture = await card.file.arrayBuffer().catch(() => null);
+    if (abort.signal.aborted) return;
+    if (picture === null) card.fail(words.unreadableFile());
+    else card.show(await service.ask(question.task, question.parameters, picture, abort.signal), question);
+  } catch (problem) {
+    if (abort.signal.aborted) return;
+    if (!(problem instanceof service.Problem)) throw problem;
+    unanswered(card, question, problem);
+  }
+  tell();
+  pump();
+}
+
+function unanswered(card, question, problem) {
+  if (question.parameters.explain && problem.code === "bad_parameter") {
+    settings.hasNoMaps(question.parameters.model);
+    card.wait("asking without a map");
+  } else if (problem.isForKey) {
+    card.wait("waiting for an API key");
+    askForKey();
+  } else if (problem.isBusy) {
+    const seconds = problem.retryAfterS ?? 1;
+    card.notBefore = performance.now() + 1000 * seconds;
+    card.wait(`the service is busy; asking again in ${seconds} s`);
+    setTimeout(pump, 1000 * seconds + 10);
+  } else if (problem.isAway && (problem.status !== 0 || ++card.breaks <= BREAKS)) {
+    card.wait("waiting for the service");
+    watch.lost(problem);
+  } else {
+    card.fail(problem.status === 0 ? words.connectionBroke(card.file) : words.failure(problem));
+  }
+}
+
+/** Once all is answered, in one sentence, for those who listen. */
+function tell() {
+  if (cards.some((card) => card.state === "waiting" || card.state === "asking")) return;
+  const failed = cards.filter((card) => card.state === "failed").length;
+  if (cards.length === 1) announce(cards[0].summary());
+  else announce(`${cards.length - failed} pictures answered${failed ? `, ${failed} not` : ""}. Newest: ${cards[0]?.summary()}`);
+}
+
+// ---- the service
+
+async function serviceChanged(state, before) {
+  showState(state);
+  if (state !== "ready" || (before === "ready" && !watch.hasNews)) return;
+  try {
+    settings.setModels(await service.models());
+    needsKey = false;
+    $("key-form").hidden = true;
+    $("forget-key").hidden = !service.hasKey();
+  } catch (problem) {
+    if (problem.isForKey) askForKey();
+    else watch.lost(problem);
+  }
+  if (before === "away" && watch.state === "ready") announce("The service is back.");
+  pump();
+}
+
+function showState(state) {
+  $("state").dataset.state = state;
+  $("state-text").textContent = state === "ready" ? "ready" : "away";
+  const wasHidden = $("banner").hidden;
+  $("banner").hidden = state !== "away";
+  if (state !== "away") return;
+  const { title, text } = words.away(watch.problem);
+  $("banner-title").textContent = title;
+  $("banner-text").textContent = `${text} Looking again every few seconds.`;
+  if (wasHidden) announce(`${title} ${text}`);
+}
+
+function askForKey() {
+  const wrong = service.hasKey();
+  needsKey = true;
+  if (!$("key-form").hidden && !wrong) return;
+  service.setKey("");
+  $("forget-key").hidden = true;
+  $("key-title").textContent = wrong ? "This key is not known" : "An API key, please";
+  $("key-form").hidden = false;
+  $("key").value = "";
+  $("key").focus();
+}
+
+function announce(text) {
+  $("announce").textContent = text;
+}
+
+function listenForTheRest() {
+  $("banner-again").onclick = () => watch.look();
+  $("clear").onclick = () => {
+    for (const card of cards) card.remove();
+    cards = [];
+    showAnswers();
+    $("pick").focus();
+  };
+  $("key-form").onsubmit = (event) => {
+    event.preventDefault();
+    service.setKey($("key").value.trim());
+    serviceChanged(watch.state, "unknown");
+  };
+  $("forget-key").onclick = () => {
+    service.setKey("");
+    askForKey();
+  };
+}
+
+listenForPictures();
+listenForTheRest();
+watch.start();
