@@ -13,7 +13,7 @@ export class Card {
     this.file = file;
     this.name = file.name || "pasted picture";
     this.state = "waiting";
-    this.breaks = 0; // times the connection broke while this picture was sent
+    this.breaks = 0; // times that the service went away over this picture
     this.abort = null;
     this.chosen = 0;
     this.onRetry = onRetry;
@@ -47,7 +47,7 @@ export class Card {
   #cannotShow() {
     this.image.remove();
     this.frame.classList.add("unseen");
-    this.frame.prepend(el("p", {}, "This browser cannot show this kind of file. The service may still read it."));
+    this.frame.prepend(el("p", {}, "No preview: this browser cannot show this kind of file."));
   }
 
   #become(state) {

@@ -27,7 +27,9 @@ export function cross() {
 
 export function percent(score) {
   const value = score * 100;
-  return `${value.toFixed(value > 0 && value < 9.95 ? 1 : 0)} %`;
+  if (value > 0 && value < 0.1) return "< 0.1 %";
+  if (value > 99.9 && value < 100) return "> 99.9 %";
+  return `${value.toFixed(value > 0 && value < 9.95 || value >= 99 && value < 100 ? 1 : 0)} %`;
 }
 
 export function bytes(count) {

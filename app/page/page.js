@@ -6,7 +6,9 @@ import { Settings } from "./settings.js";
 import * as words from "./words.js";
 
 const AT_ONCE = 4; // questions under way; the service makes batches of them
-const BREAKS = 2; // broken connections to a service that is there, until a picture counts as too much for it
+// How often a service that says it is ready may fail a question as if it were away: then it is the question's fault.
+const BROKEN_CONNECTIONS = 2;
+const REFUSALS = 5;
 const $ = (id) => document.getElementById(id);
 
 let cards = [];
@@ -131,7 +133,7 @@ function unanswered(card, question, problem) {
     card.notBefore = performance.now() + 1000 * seconds;
     card.wait(`the service is busy; asking again in ${seconds} s`);
     setTimeout(pump, 1000 * seconds + 10);
-  } else if (problem.isAway && (problem.status !== 0 || ++card.breaks <= BREAKS)) {
+  } else if (problem.isAway && ++card.breaks <= (problem.status === 0 ? BROKEN_CONNECTIONS : REFUSALS)) {
     card.wait("waiting for the service");
     watch.lost(problem);
   } else {

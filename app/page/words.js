@@ -12,6 +12,8 @@ const TITLES = {
   unknown_model: "This model is no longer there",
   unknown_version: "This version of the model is no longer there",
   model_required: "The service wants to know which model",
+  model_not_ready: "This model is not ready",
+  triton_unavailable: "The model’s server is away",
   deadline_exceeded: "It took too long",
   triton_error: "The model’s server answered with nonsense",
   unauthorized: "An API key is needed",
