@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from conftest import Server, free_port, run_tresnet, start_server
@@ -257,50 +258,57 @@ def test_the_copied_code_gives_the_same_answer(
 def test_where_it_looked(
     server: Server, open_page: Open, keep: Callable[[Page, str], None], digit_files: list[bytes]
 ) -> None:
+    (expected,) = httpx.post(f"{server.url}/tag?threshold=0&explain=true", content=digit_files[0], timeout=30).json()[
+        "results"
+    ]
     page = open_page(server.url)
-    page.route("**/classify?*explain=true*", with_maps)
+    page.route("**/tag?*explain=true*", last_without_map)
+    page.get_by_label("Model", exact=True).select_option(label="tagger (tags)")
+    page.get_by_label("Each label’s own threshold").uncheck()
+    page.get_by_label("One for all").fill("0")
     page.get_by_label("Where did it look?").check()
     drop(page, "digit.png", digit_files[0])
-    expect(page.locator("canvas.map")).to_be_visible()
-    rows = page.get_by_role("button", name="%")
-    expect(rows.first).to_have_attribute("aria-pressed", "true")
-    assert brightest(page) == (0, 0)
+    rows = page.locator("button.row")
+    expect(rows).to_have_count(5)
+    spans = []
+    for row, tag in zip(rows.all()[:4], expected["tags"], strict=False):
+        row.press("Enter")
+        expect(row).to_have_attribute("aria-pressed", "true")
+        shown = opacities(page)
+        heat = np.maximum(np.array(tag["heat_map"]), 0).ravel()
+        wanted = 0.85 * np.minimum(1, 1.6 * heat / max(heat.max(), 1e-9))
+        assert shown == pytest.approx(list(wanted), abs=0.05)
+        spans.append(max(shown) - min(shown))
+    assert max(spans) > 0.5  # something is to be seen
+    expect(rows.last).to_be_disabled()  # it has no map
     keep(page, "where")
-    rows.nth(1).press("Enter")
-    expect(rows.nth(1)).to_have_attribute("aria-pressed", "true")
-    assert brightest(page) == (1, 1)
-    expect(rows.last).to_be_disabled()  # this label has no map
     page.get_by_label("Where did it look?").uncheck()
     expect(page.locator("canvas.map")).to_be_hidden()
 
+    page.get_by_label("Where did it look?").check()
+    page.get_by_label("Model", exact=True).select_option(label="digits (one label)")  # whose maps have a single cell
+    expect(page.locator(ANSWERED)).to_contain_text("it cannot say where")
+    expect(page.locator("canvas.map")).to_be_hidden()
 
-def with_maps(route: Route) -> None:
-    """The answer as it is with `explain=true`: the best label's map is hot at the top left, the next one's opposite."""
-    answer = route.fetch(url=route.request.url.replace("&explain=true", ""))
+
+def last_without_map(route: Route) -> None:
+    """Labels past the best 32 have no map; this model has five labels."""
+    answer = route.fetch()
     document = answer.json()
-    if not answer.ok:
-        route.fulfill(response=answer)
-        return
-    (result,) = document["results"]
-    result["heat_map_box"] = [0, 0, 64, 64]
-    hot: list[Any] = [[[4.0, -1.0], [-1.0, -2.0]], [[-2.0, -1.0], [-1.0, 3.0]], [[0.0, 0.0], [0.0, 0.0]], None, None]
-    for entry, heat_map in zip(result["predictions"], hot, strict=True):
-        entry["heat_map"] = heat_map
+    document["results"][0]["tags"][-1]["heat_map"] = None
     route.fulfill(response=answer, json=document)
 
 
-def brightest(page: Page) -> tuple[int, int]:
-    """The row and column of the quarter of the picture that the map covers most."""
-    quarters: list[float] = page.locator("canvas.map").evaluate(
+def opacities(page: Page) -> list[float]:
+    """Of the overlay, in the middle of each of the map's four cells."""
+    found: list[float] = page.locator("canvas.map").evaluate(
         """(canvas) => {
-            const [w, h] = [canvas.width >> 1, canvas.height >> 1];
             const context = canvas.getContext("2d");
-            const opacity = (x, y) => context.getImageData(x, y, w, h).data.filter((_, at) => at % 4 === 3);
-            return [[0, 0], [w, 0], [0, h], [w, h]].map(([x, y]) => opacity(x, y).reduce((sum, each) => sum + each, 0));
+            const opacity = (x, y) => context.getImageData(canvas.width * x, canvas.height * y, 1, 1).data[3] / 255;
+            return [[0.25, 0.25], [0.75, 0.25], [0.25, 0.75], [0.75, 0.75]].map(([x, y]) => opacity(x, y));
         }"""
     )
-    best = quarters.index(max(quarters))
-    return best // 2, best % 2
+    return found
 
 
 def test_a_model_without_maps_answers_without(server: Server, open_page: Open, digit_files: list[bytes]) -> None:
@@ -420,8 +428,10 @@ def test_on_a_phone_and_for_everyone(
     page = open_page(server.url, viewport=PHONE, is_mobile=True, has_touch=True, color_scheme=scheme)
     expect(page.get_by_role("button", name="Take a photo")).to_be_visible()
     check_access(page)
-    page.route("**/classify?*explain=true*", with_maps)
     page.get_by_label("Where did it look?").check()
+    page.get_by_label("Model", exact=True).select_option(label="tagger (tags)")
+    page.get_by_label("Each label’s own threshold").uncheck()
+    page.get_by_label("One for all").fill("0")
     files = [upload(f"a rather long name of a picture, number {i}.png", digit_files[i]) for i in range(2)]
     page.set_input_files("#files", [*files, upload("broken.png", b"x" * 80)])
     expect(page.locator(ANSWERED)).to_have_count(2)

@@ -100,7 +100,8 @@ export class Card {
 
   #labels() {
     if (!this.found.length) return el("p", { class: "nothing" }, "No label reaches its threshold.");
-    const mapped = this.found.some((entry) => entry.heat_map);
+    const maps = this.found.map((entry) => entry.heat_map).filter(Boolean);
+    const mapped = maps.some(saysWhere);
     this.rows = this.found.map((entry, index) => (mapped ? this.#choosable(entry, index) : el("div", { class: "row" }, ...bar(entry))));
     const list = el("ol", { class: "bars" }, ...this.rows.map((row) => el("li", {}, row)));
     const notes = [];
@@ -109,6 +110,7 @@ export class Card {
       this.legend = el("p", { class: "note legend" }, el("span", { class: "legend-scale", "aria-hidden": "true", "--scale": legendGradient() }), el("span", {}));
       notes.push(this.legend);
     }
+    if (maps.length && !mapped) notes.push(el("p", { class: "note" }, "This model sees the picture as one piece, so it cannot say where."));
     return el("div", {}, list, ...notes);
   }
 
@@ -121,7 +123,7 @@ export class Card {
   #drawMap() {
     const entry = this.found[this.chosen];
     const box = this.answer.result.heat_map_box;
-    this.canvas.hidden = !(entry?.heat_map && box);
+    this.canvas.hidden = !(saysWhere(entry?.heat_map) && box);
     this.frame.classList.toggle("mapped", !this.canvas.hidden);
     if (this.canvas.hidden) return;
     drawHeatMap(this.canvas, entry.heat_map, box, this.answer.result.width, this.answer.result.height);
@@ -141,6 +143,11 @@ export class Card {
     URL.revokeObjectURL(this.url);
     this.element.remove();
   }
+}
+
+/** A map of one cell covers everything and tells nothing. */
+function saysWhere(map) {
+  return Boolean(map) && map.length * map[0].length > 1;
 }
 
 function bar({ label, score, threshold }) {
