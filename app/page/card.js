@@ -128,7 +128,8 @@ export class Card {
     if (this.canvas.hidden) return;
     drawHeatMap(this.canvas, entry.heat_map, box, this.answer.result.width, this.answer.result.height);
     this.rows.forEach((row, index) => row.setAttribute("aria-pressed", String(index === this.chosen)));
-    this.legend.lastChild.textContent = `what spoke for “${entry.label}”`;
+    const nothing = Math.max(...entry.heat_map.flat()) <= 0; // then the picture is left as it is
+    this.legend.lastChild.textContent = `${nothing ? "nothing here" : "what"} spoke for “${entry.label}”`;
   }
 
   /** For those who listen: the best label, or what went wrong. */
