@@ -103,7 +103,6 @@ render: $(VENV)/deploy/.installed  ## files that are made from others: dashboard
 	PYTHONPATH=. $(BIN)/python deploy/render.py
 
 page-picture: setup-dev chromium  ## README's picture of the page, from a running `make serve`
-	command -v chromium >/dev/null || { apt-get update -qq && apt-get install -y -qq chromium; }
 	PYTHONPATH=. $(BIN)/python tests/page_picture.py docs/images/page.png http://127.0.0.1:$(PORT)
 
 $(VENV)/deploy/.installed: pyproject.toml deploy/tools.sh deploy/prometheus_tools.sh $(VENV)/.installed-dev
