@@ -70,7 +70,8 @@ def by_wrk(url: str, bodies: list[Path], kind: str, connections: int, seconds: f
         said = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout  # noqa: S603
     load = read_wrk(said)
     if load.failed:
-        raise RuntimeError(f"{load.failed} requests failed: {said}")
+        answer = httpx.post(f"{url}/tag", content=bodies[0].read_bytes(), headers={"Content-Type": kind})
+        raise RuntimeError(f"{load.failed} requests failed; the next one: {answer.status_code} {answer.text[:300]}")
     return load.requests_per_s
 
 
@@ -116,6 +117,8 @@ def gateway(repository: Path, folder: Path) -> Iterator[str]:
             except httpx.HTTPError:
                 pass
             time.sleep(0.2)
+        else:
+            raise RuntimeError(f"not ready: {(folder / 'serve.log').read_text()[-2000:]}")
         yield url
     finally:
         process.terminate()
@@ -150,7 +153,7 @@ def main() -> None:
     report = {
         "setting": f"{_PICTURES} JPEGs of {_SIZE[0]}x{_SIZE[1]}, {os.cpu_count()} cores shared by client, gateway and "
         f"model; wrk with {_BATCH} connections of single pictures, and {_CONNECTIONS} of forms of {_BATCH}",
-        "load_before": os.getloadavg()[0],
+        "load_at_the_end": os.getloadavg()[0],
         "medians": medians,
         "share_of_best_wrk": {key: round(medians[key] / best, 3) for key in ("whole_run", "first_to_last")},
         "rounds": rounds,
