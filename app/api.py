@@ -23,7 +23,7 @@ import tresnet
 from app.access import KeyGate
 from app.admission import Admission
 from app.body import read_body
-from app.catalogue import Catalogue
+from app.catalogue import Catalogue, ServedModel
 from app.decoder import Decoder
 from app.departure import UnreadBodies, cancelled_if_client_leaves
 from app.draining import CloseConnections, Draining
@@ -33,7 +33,7 @@ from app.frame import RequestFrame, problem_response
 from app.keys import KeyRing
 from app.metrics import Metrics
 from app.model_watch import ModelWatch
-from app.openapi import LIVE, METRICS, MODELS, READY, answers, complete, question
+from app.openapi import LIVE, METRICS, MODEL, MODEL_PARAMETERS, MODELS, READY, answers, complete, question
 from app.page import add_pages
 from app.parameters import ClassifyParameters, Parameters, TagParameters, read_parameters
 from app.pipeline import Answer, Gateway, answer
@@ -160,11 +160,16 @@ def _add_state_routes(app: FastAPI, gateway: Gateway, draining: Draining) -> Non
     @app.get("/models", summary="The models that are ready", operation_id="list_models", responses=MODELS)
     async def models() -> Response:
         """Each ready model's contract."""
-        described = [
-            {**model.contract.model_dump(exclude={"facts": {"golden"}}), "labels": model.labels}
-            for _, model in sorted(catalogue.live.items())
-        ]
-        return _json({"models": described})
+        return _json({"models": [_described(model) for _, model in sorted(catalogue.live.items())]})
+
+    @app.get(
+        "/models/{name}", summary="One model and its card", operation_id="get_model", responses=MODEL,
+        openapi_extra=MODEL_PARAMETERS,
+    )  # fmt: skip
+    async def model(request: Request) -> Response:
+        """The contract of a model's version, the highest by default, and its model card in Markdown, if it has one."""
+        found = catalogue.named(request.path_params["name"], request.query_params.get("version"))
+        return _json({**_described(found), "card": found.contract.facts.card})
 
     @app.get("/livez", summary="The process is up", operation_id="live", responses=LIVE)
     @app.get("/v2/health/live", include_in_schema=False)
@@ -200,6 +205,10 @@ def _timeout_s(request: Request, settings: Settings) -> float:
     if not re.fullmatch(r"[0-9]{1,15}", given) or int(given) < 1:
         raise bad_parameter("X-Request-Timeout-Ms must be a whole number of milliseconds above 0")
     return min(int(given), settings.request_timeout_ms) / 1000
+
+
+def _described(model: ServedModel) -> dict[str, Any]:
+    return {**model.contract.model_dump(exclude={"facts": {"golden", "card"}}), "labels": model.labels}
 
 
 def _document(request_id: str, found: Answer) -> dict[str, Any]:

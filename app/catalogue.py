@@ -86,6 +86,20 @@ class Catalogue:
             if len(names) > 1:
                 raise RequestError(422, "model_required", f"choose a model for {route}: {', '.join(names)}")
             name = names[0]
+        model = self.named(name, version)
+        if model.contract.task != task:
+            raise bad_parameter(f"model {name!r} is for /{model.contract.task}, not for {route}")
+        return model
+
+    def named(self, name: str, version: str | None) -> ServedModel:
+        """The live model of this name; without a version, the highest.
+
+        Raises:
+            UnavailableError: if Triton is away or the model is not live now.
+            RequestError: 404 for an unknown model or version.
+        """
+        if not self.triton_is_up:
+            raise UnavailableError("triton_unavailable", "the inference server is away; try again")
         versions = {key[1]: model for key, model in self.live.items() if key[0] == name}
         if not versions:
             if name in self.known:
@@ -97,7 +111,4 @@ class Catalogue:
             raise RequestError(
                 404, "unknown_version", f"model {name!r} has no version {version!r}; GET /models lists them"
             )
-        model = versions[version or max(versions, key=int)]
-        if model.contract.task != task:
-            raise bad_parameter(f"model {name!r} is for /{model.contract.task}, not for {route}")
-        return model
+        return versions[version or max(versions, key=int)]

@@ -75,14 +75,22 @@ def _question_schema(parameters: type[Parameters]) -> dict[str, Any]:
 
 
 def _contract_schemas() -> dict[str, Any]:
-    """Of ``GET /models``, from the contract itself; the golden picture is not shown there."""
+    """Of ``/models``, from the contract itself; without the golden picture, and with the card of one model alone."""
     schema = ModelContract.model_json_schema(mode="serialization", ref_template=_REF + "{model}")
     parts = schema.pop("$defs")
-    del parts["GoldenPicture"], parts["VersionFacts"]["properties"]["golden"]
-    parts["VersionFacts"]["required"].remove("golden")
+    del parts["GoldenPicture"]
+    facts = parts["VersionFacts"]
+    for hidden in ("golden", "card"):
+        del facts["properties"][hidden]
+    facts["required"] = [name for name in facts["required"] if name in facts["properties"]]
     schema["properties"]["labels"] = _list(_STRING)
     schema["required"].append("labels")
-    return {**parts, "ServedModel": schema | {"title": "ServedModel"}}
+    with_card = {
+        "title": "ModelWithCard",
+        "properties": schema["properties"] | {"card": {"type": ["string", "null"], "description": "Markdown."}},
+        "required": [*schema["required"], "card"],
+    }
+    return {**parts, "ServedModel": schema | {"title": "ServedModel"}, "ModelWithCard": schema | with_card}
 
 
 _HEAT_MAP = {"heat_map": {"anyOf": [_list(_list(_NUMBER)), {"type": "null"}]}}
@@ -125,7 +133,7 @@ def complete(app: FastAPI) -> None:
             "key": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
         },
     }
-    for path in ("/classify", "/tag", "/models"):
+    for path in ("/classify", "/tag", "/models", "/models/{name}"):
         for operation in document["paths"][path].values():
             operation["security"] = [{}, {"bearer": []}, {"key": []}]  # needed only where the operator has set keys
 
@@ -255,6 +263,20 @@ _MODEL = {
 MODELS = _json(
     "Each ready model's contract", _ref("Models"), {"one": ("One model", {"models": [_MODEL]})}
 ) | problems("/models", [401])  # fmt: skip
+MODEL = _json(
+    "The model's contract, and its card in Markdown; `null` where it was exported without one",
+    _ref("ModelWithCard"),
+    {"card": ("With a card (shortened)", {**_MODEL, "card": "# Model card: digits\n\n…"})},
+) | problems("/models/digits", [401, 404, 503], leave_out="queue_full")
+MODEL_PARAMETERS = {
+    "parameters": [
+        {"name": "name", "in": "path", "required": True, "schema": _STRING, "example": "digits"},
+        {
+            "name": "version", "in": "query", "required": False, "schema": _STRING, "example": "1",
+            "description": "The highest by default.",
+        },
+    ]
+}  # fmt: skip
 METRICS: Responses = {
     200: {
         "description": "Prometheus' text format",

@@ -34,7 +34,8 @@ def evaluate(
     ] = None,
     task: Annotated[Task | None, typer.Option(help="For published weights, which do not say.")] = None,
     report: Annotated[
-        Path | None, typer.Option(help="Write the confusion matrix and the table of labels here.", metavar="DIR")
+        Path | None,
+        typer.Option(help="Write the confusion matrix, the calibration and the table of labels here.", metavar="DIR"),
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="JSON alone.")] = False,
@@ -45,7 +46,8 @@ def evaluate(
     """
     with fails_with_2():
         from training.distributed import joined
-        from training.evaluation import evaluate_checkpoint, write_report
+        from training.evaluation import evaluate_checkpoint
+        from training.report import write_report
         from tresnet.checkpoint import load_checkpoint
         from tresnet.devices import choose_device, loading_processes
 

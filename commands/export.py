@@ -49,6 +49,9 @@ def export(
         WantedPrecision,
         typer.Option(help="Number format inside the program; auto: the fastest that this machine computes in itself."),
     ] = "fp32",
+    card: Annotated[
+        Path | None, typer.Option(help="A model card of your own, in Markdown, in place of the run's.", metavar="FILE")
+    ] = None,
     max_batch_size: Annotated[int, typer.Option(help="Most pictures in one run.", min=1, max=1024)] = 32,
     program_format: Annotated[
         ProgramFormat,
@@ -110,6 +113,7 @@ def export(
                 max_batch_size=max_batch_size,
                 format=program_format,
                 device=choose_device(device),
+                card=_text(card) if card is not None else None,
             )
         )
     facts, verified = exported.contract.facts, exported.verified
@@ -143,6 +147,15 @@ def _labels(path: Path | None, own: list[str]) -> list[str]:
     if any("\n" in label or "\r" in label for label in labels):
         raise CheckpointError("a label must be one line of text")
     return labels
+
+
+def _text(path: Path) -> str:
+    from tresnet.checkpoint import CheckpointError
+
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path}: cannot be read as text: {error}") from error
 
 
 def _three(text: str, option: str) -> tuple[float, float, float]:

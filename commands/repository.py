@@ -26,7 +26,7 @@ class StoredVersion:
     def as_served(self) -> dict[str, Any]:
         """In the form of the gateway's ``/models``."""
         assert self.contract is not None  # noqa: S101
-        return {**self.contract.model_dump(exclude={"facts": {"golden"}}), "labels": list(self.labels)}
+        return {**self.contract.model_dump(exclude={"facts": {"golden", "card"}}), "labels": list(self.labels)}
 
 
 def read_repository(folder: Path) -> list[StoredVersion]:

@@ -52,7 +52,9 @@ def train(
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
 ) -> None:
-    """Train a model; checkpoints, figures, curves and held-out pictures go to RUN_DIR.
+    """Train a model; checkpoints, figures, curves, a model card and held-out pictures go to RUN_DIR.
+
+    tensorboard --logdir runs shows it live.
 
     Ctrl-C saves the step under way, and --resume goes on from there. Several processes:
     torchrun --nproc-per-node 8 --no-python tresnet train RECIPE …
@@ -78,6 +80,7 @@ def train(
             "epochs": epochs,
             "image_size": image_size,
             "batch_size": batch_size,
+            "fits_small_data": None if batch_size is None else False,
             "learning_rate": learning_rate,
             "accumulate": accumulate,
             "precision": precision,

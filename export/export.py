@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 import tresnet
+from export.card import version_card
 from export.golden import golden_picture
 from export.program import Normalisation, can_map, eager_program, serving_program
 from export.program_file import Format, write_torch_aoti, write_torchscript
@@ -38,6 +39,8 @@ class ExportRequest:
     format: Format
     device: torch.device
     """Where the program is verified, and what ``torch_aoti`` is compiled for."""
+    card: str | None = None
+    """The user's own model card, in Markdown, in place of the checkpoint's."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +91,7 @@ def export_checkpoint(request: ExportRequest) -> Exported:
             temperature=facts.temperature,
             thresholds=facts.thresholds,
             golden=golden_picture(eager, how),
+            card=version_card(request.checkpoint, request.card, request.labels, how, request.precision),
         ),
     )
     kind = device_kind(request.format, request.device)

@@ -21,6 +21,7 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
 from export.program_file import FILES, Format
+from tresnet.card import CARD_FILE
 from tresnet.contract import INPUT, LABELS_FILE, ContractError, ModelContract, read_contract, write_contract
 from tresnet.errors import UserError
 
@@ -138,6 +139,8 @@ def publish(
             version.mkdir(exist_ok=True)
             write_program(version / FILES[form].name)
             shutil.copyfile(_EMBEDDED_MODEL, version / "model.py")
+            if contract.facts.card is not None:
+                (version / CARD_FILE).write_text(contract.facts.card, encoding="utf-8")
             _open_to_readers(staging)
             if is_new:
                 (staging / LABELS_FILE).write_text("".join(f"{label}\n" for label in labels), encoding="utf-8")

@@ -27,7 +27,7 @@ def test_every_answer_is_as_documented(server: Server, tmp_path: Path) -> None:
         cwd=tmp_path, capture_output=True, text=True, timeout=200, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-5000:]
-    assert "6 selected / 6 total" in done.stdout
+    assert "7 selected / 7 total" in done.stdout
 
 
 def test_every_example_is_as_its_schema_says(server: Server) -> None:

@@ -21,6 +21,7 @@ import torch
 from conftest import TRESNET, run_tresnet
 from PIL import Image
 from sklearn.datasets import load_digits
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 OPTIONS = ("--image-size", "20", "--batch-size", "8", "--epochs", "3", "--seed", "3", "--arch", "tresnet_s")
 
@@ -99,6 +100,8 @@ def test_an_interrupted_run_ends_with_the_same_bits(whole: Path, ending: signal.
         for run in (whole, out)
     ]
     assert losses[0] == losses[1]
+    events = EventAccumulator(str(out)).Reload().Scalars("train/loss")
+    assert [event.step for event in events] == list(range(1, steps + 1)), "TensorBoard shows a step twice"
 
 
 def test_a_full_disk_leaves_the_last_checkpoint_whole(whole: Path, tmp_path: Path) -> None:
@@ -169,9 +172,15 @@ def test_two_processes_train_one_model(whole: Path) -> None:
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_half_precision_trains(whole: Path, precision: str) -> None:
-    arguments = ("train", "transfer", "--data", "digits", "--out", precision, *OPTIONS, "--precision", precision)
+    untested = whole.parent / f"untested-{precision}"
+    untested.mkdir()
+    for split in ("train", "val"):
+        (untested / split).symlink_to(whole.parent / "digits" / split)
+    arguments = ("train", "transfer", "--data", untested, "--out", precision, *OPTIONS, "--precision", precision)
     done = run_tresnet(*arguments, "--epochs", 1, cwd=whole.parent)
     assert done.returncode == 0, done.stderr
+    assert "There were no test pictures" in (whole.parent / precision / "model_card.md").read_text()
+    assert "There were no test pictures" not in (whole / "model_card.md").read_text()
     lines = [json.loads(line) for line in (whole.parent / precision / "metrics.jsonl").read_text().splitlines()]
     alone = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
     losses = [[line["loss"] for line in run if "loss" in line][:4] for run in (lines, alone)]

@@ -7,6 +7,7 @@ epoch and the step: training can stop after any step and go on with the next as 
 from __future__ import annotations
 
 import csv
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,8 @@ from training.pictures import Pictures, Pixels, open_pictures, without_bad
 from training.recipes import Recipe
 from tresnet.errors import UserError
 from tresnet.picture import Preprocessing, prepare
+
+logger = logging.getLogger(__name__)
 
 Targets = npt.NDArray[np.int64] | npt.NDArray[np.float32]
 FASHION_FOLDER = "/usr/share/datasets/fashion-mnist"
@@ -79,6 +82,10 @@ class DataSet:
     train: Source
     val: Pictures
     test: Pictures
+    origin: str
+    """Where the pictures come from and who split them, in a sentence for people."""
+    judged_on_val: bool = False
+    """Whether there are no test pictures of their own: ``test`` is ``val``, by which the best epoch is chosen."""
     own_test: bool = False
     """Whether the test pictures are the recipe's own, to be left in the run's folder for people to try."""
 
@@ -102,10 +109,12 @@ def load_data(
     if recipe.name in ("digits", "multidigits"):
         if where is not None:
             raise UserError(f"recipe {recipe.name!r} brings its own data: leave --data out")
+        origin = f"scikit-learn's 1,797 handwritten digits of 8x8 pixels, split at random by the seed {seed}"
         if recipe.name == "digits":
-            return DataSet(demos.DIGIT_LABELS, *demos.digits(how, seed), own_test=True)
+            return DataSet(demos.DIGIT_LABELS, *demos.digits(how, seed), origin=origin, own_test=True)
         count = recipe.pictures_per_epoch or 1408
-        return DataSet(demos.DIGIT_LABELS, *demos.multidigits(how, seed, count), own_test=True)
+        origin = f"canvases with one to four of {origin}; new ones in each epoch of training"
+        return DataSet(demos.DIGIT_LABELS, *demos.multidigits(how, seed, count), origin=origin, own_test=True)
     if where is None:
         if recipe.name != "fashion":
             raise UserError(f"recipe {recipe.name!r} needs --data: a folder of pictures, or one of the other forms")
@@ -118,22 +127,38 @@ def load_data(
     if checked_by is not None:
         splits = {name: without_bad(part, skip_bad=skip_bad, world=checked_by) for name, part in splits.items()}
     train, val, test = _three_splits(where, splits, recipe, seed)
-    return DataSet(train.labels, Augmented(train, recipe.augmentation(how)), val, test)
+    drawn = [name for name, part in (("validation", "val"), ("test", "test")) if part not in splits]
+    if test is None and "all" not in splits:
+        drawn = [name for name in drawn if name != "test"]
+    origin = f"{Path(where).name}, " + (
+        f"{' and '.join(drawn)} pictures drawn from it at random by the seed {seed}" if drawn else "split as it came"
+    )
+    if checked_by is None or checked_by.is_first:
+        judged = f"{len(test)} held out to judge it" if test is not None else "the same ones to judge it"
+        logger.info("%s: %d labels, %d pictures to train on, %d to choose the best epoch by, %s",
+                    origin, len(train.labels), len(train), len(val), judged)  # fmt: skip
+    return DataSet(
+        train.labels, Augmented(train, recipe.augmentation(how)), val, test or val, origin, judged_on_val=test is None
+    )
 
 
-def _three_splits(where: str, splits: dict[str, Pictures], recipe: Recipe, seed: int) -> tuple[Pictures, ...]:
+def _three_splits(
+    where: str, splits: dict[str, Pictures], recipe: Recipe, seed: int
+) -> tuple[Pictures, Pictures, Pictures | None]:
+    """Training, validation and test pictures; no test pictures where the data is split and has none."""
     train = splits.get("train") or splits.get("all")
     if train is None:
         raise UserError(f"{where} has no training pictures; its splits are {', '.join(splits)}")
     if recipe.task == "classify" and any(len(target) != 1 for target in train.targets):
         raise UserError(f"{where} has pictures without a label or with several: train with the recipe coco")
+    if recipe.task == "classify" and len(train.labels) < 2:
+        raise UserError(f"{where} has one label alone, {train.labels[0]!r}: there is nothing to tell apart")
     val, test = splits.get("val"), splits.get("test")
     if val is None:
         train, val = _split(train, min(0.1, 5000 / len(train)), seed)
     if test is None and "all" in splits:
         train, test = _split(train, 0.1, seed)
-    test = test or val
-    return train, val.relabelled(train.labels), test.relabelled(train.labels)
+    return train, val.relabelled(train.labels), test.relabelled(train.labels) if test is not None else None
 
 
 def _split(pictures: Pictures, share: float, seed: int) -> tuple[Pictures, Pictures]:

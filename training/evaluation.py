@@ -1,10 +1,8 @@
-"""A model's figures on labelled pictures, its calibration, and the tables and plots that show them."""
+"""A model's figures on labelled pictures, and its calibration."""
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +15,6 @@ from training.distributed import World
 from training.metrics import (
     Logits,
     Scores,
-    average_precisions,
     best_temperature,
     best_thresholds,
     evaluate_scores,
@@ -125,77 +122,3 @@ def _held_out(checkpoint: Checkpoint, where: str | None) -> Pictures:
     if facts.recipe is None:
         raise UserError(f"{checkpoint.path} does not say what it was trained on: give --data DIR")
     return load_data(find_recipe(facts.recipe), facts.preprocessing, facts.seed or 0, None).test
-
-
-def write_report(folder: Path, evaluation: Evaluation) -> None:
-    """``per_label.json`` and ``.png`` and, where one label wins, ``confusion.json`` and ``.png``, in ``folder``."""
-    folder.mkdir(parents=True, exist_ok=True)
-    table = per_label_table(evaluation)
-    (folder / "per_label.json").write_text(json.dumps(table, indent=1) + "\n")
-    _draw_per_label(folder / "per_label.png", table, "recall" if evaluation.task == "classify" else "ap")
-    if evaluation.task == "classify":
-        counts = confusion(evaluation)
-        content = {"labels": evaluation.labels, "counts": counts.tolist(), "rows": "right", "columns": "answered"}
-        (folder / "confusion.json").write_text(json.dumps(content) + "\n")
-        _draw_confusion(folder / "confusion.png", counts, evaluation.labels)
-
-
-def per_label_table(evaluation: Evaluation) -> list[dict[str, Any]]:
-    """For each label its pictures, precision, recall and F1, and for tags its average precision and threshold."""
-    scores, targets = evaluation.scores, evaluation.targets
-    if evaluation.task == "classify":
-        chosen = np.eye(scores.shape[1])[scores.argmax(axis=1)]
-        wanted = np.eye(scores.shape[1])[targets]
-    else:
-        chosen, wanted = (scores >= np.asarray(evaluation.thresholds or 0.5)).astype(float), targets
-    right, said, there = (chosen * wanted).sum(0), chosen.sum(0), wanted.sum(0)
-    table: list[dict[str, Any]] = []
-    for index, label in enumerate(evaluation.labels):
-        precision, recall = right[index] / max(said[index], 1), right[index] / max(there[index], 1)
-        f1 = 2 * right[index] / max(said[index] + there[index], 1)
-        row = {"label": label, "pictures": int(there[index]), "precision": precision, "recall": recall, "f1": f1}
-        table.append({key: round(value, 4) if isinstance(value, float) else value for key, value in row.items()})
-    if evaluation.task == "tag":
-        for row, ap in zip(table, average_precisions(scores, targets), strict=True):
-            row["ap"] = None if np.isnan(ap) else round(ap, 4)
-        for row, threshold in zip(table, evaluation.thresholds or [], strict=False):
-            row["threshold"] = threshold
-    return table
-
-
-def confusion(evaluation: Evaluation) -> npt.NDArray[np.int64]:
-    """``int64 [C, C]``: how many pictures of the row's label were answered with the column's."""
-    counts = np.zeros((len(evaluation.labels),) * 2, np.int64)
-    np.add.at(counts, (evaluation.targets, evaluation.scores.argmax(axis=1)), 1)
-    return counts
-
-
-def _draw_per_label(path: Path, table: list[dict[str, Any]], figure: str) -> None:
-    from matplotlib.figure import Figure
-
-    worst_first = sorted(table, key=lambda row: row[figure] or 0.0)[:60]
-    drawing = Figure(figsize=(7, 1 + 0.22 * len(worst_first)), layout="constrained")
-    axes = drawing.subplots()
-    axes.barh(range(len(worst_first)), [row[figure] or 0.0 for row in worst_first])
-    axes.set_yticks(range(len(worst_first)), [row["label"] for row in worst_first])
-    shown = f"the worst {len(worst_first)} of {len(table)}" if len(worst_first) < len(table) else "all labels"
-    axes.set(title=f"{figure}, {shown}", xlim=(0, 1))
-    axes.invert_yaxis()
-    drawing.savefig(path, dpi=100)
-
-
-def _draw_confusion(path: Path, counts: npt.NDArray[np.int64], labels: list[str]) -> None:
-    from matplotlib.figure import Figure
-
-    few = len(labels) <= 40
-    drawing = Figure(figsize=(1.5 + 0.45 * len(labels),) * 2 if few else (9, 9), layout="constrained")
-    axes = drawing.subplots()
-    axes.imshow(counts / np.maximum(counts.sum(axis=1, keepdims=True), 1), cmap="Blues", vmin=0, vmax=1)
-    axes.set(title="confusion", xlabel="answered", ylabel="right")
-    if few:
-        axes.set_xticks(range(len(labels)), labels, rotation=90)
-        axes.set_yticks(range(len(labels)), labels)
-        for row, column in zip(*np.nonzero(counts), strict=True):
-            dark = counts[row, column] > counts[row].sum() / 2
-            axes.text(column, row, counts[row, column], ha="center", va="center", color="white" if dark else "black")
-    drawing.savefig(path, dpi=100)

@@ -23,12 +23,15 @@ from torch.nn.parallel import DistributedDataParallel
 
 from training.augment import mix, smoothed_one_hot
 from training.average import moving_average
+from training.card import Making, device_name, write_card
 from training.data import DataSet, all_targets, load_data, training_batches, write_pictures
 from training.distributed import World, joined
-from training.evaluation import Evaluation, calibrate, evaluate_checkpoint, judge, predict, to_input, write_report
+from training.evaluation import Evaluation, calibrate, evaluate_checkpoint, judge, predict, to_input
 from training.losses import asymmetric_loss
 from training.recipes import Recipe
+from training.report import write_report
 from training.runlog import RunLog, draw_curves
+from tresnet.card import CARD_FILE
 from tresnet.checkpoint import Checkpoint, ModelFacts, initialise, load_checkpoint, save_checkpoint
 from tresnet.errors import UserError
 from tresnet.inplace_abn import Norm, resolve_norm
@@ -86,6 +89,7 @@ def _train(run: Run, world: World) -> Evaluation:
     how = recipe.preprocessing()
     checks = resumed is None or run.skip_bad  # pictures that were good stay so; those left out must be known again
     data = load_data(recipe, how, run.seed, run.data, checked_by=world if checks else None, skip_bad=run.skip_bad)
+    run = replace(run, recipe=(recipe := recipe.fitted(len(data.train))))
     trainer = _Trainer(run, data, world)
     if resumed is not None:
         trainer.resume(resumed)
@@ -94,7 +98,7 @@ def _train(run: Run, world: World) -> Evaluation:
 
     batches = training_batches(data.train, recipe, len(data.labels), run.seed, trainer.step, run.workers, world)
     saved_at = time.monotonic()
-    with _stop_requests() as asked_to_stop, RunLog(run.out, trainer.step, trainer.steps, world.is_first) as log:
+    with _stop_requests() as asked_to_stop, trainer.run_log() as log:
         for pictures, targets in batches:  # uint8 [B, S, S, 3]; int64 [B] or float32 [B, C]
             figures = trainer.train_step(pictures, targets)
             log.step(trainer.step, figures)
@@ -107,10 +111,14 @@ def _train(run: Run, world: World) -> Evaluation:
                 saved_at = time.monotonic()
             if asked_to_stop and trainer.step < trainer.steps:
                 raise StoppedError
-    evaluation = evaluate_checkpoint(load_checkpoint(best), world, pictures=data.test, workers=run.workers)
+    chosen = load_checkpoint(best)
+    evaluation = evaluate_checkpoint(chosen, world, pictures=data.test, workers=run.workers)
     if world.is_first:
         draw_curves(run.out)
         write_report(run.out, evaluation)
+        card = write_card(trainer.making(), data, chosen.facts, evaluation)
+        (run.out / CARD_FILE).write_text(card, encoding="utf-8")
+        save_checkpoint(best, chosen.facts, chosen.weights, card=card)
     return evaluation
 
 
@@ -151,6 +159,36 @@ class _Trainer:
         )
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=recipe.precision == "fp16")
         self.step, self.best_score = 0, -1.0
+        self.spent_s, self.began_at = 0.0, time.monotonic()
+
+    def run_log(self) -> RunLog:
+        """The log of this run from here on."""
+        recipe = self.recipe
+        return RunLog(
+            self.run.out,
+            step=self.step,
+            steps_per_epoch=self.steps_per_epoch,
+            epochs=recipe.epochs,
+            batch_size=recipe.batch_size,
+            is_first=self.world.is_first,
+        )
+
+    @property
+    def seconds(self) -> float:
+        """Spent on training, by this start of the run and those before it, as far as their checkpoints tell."""
+        return self.spent_s + time.monotonic() - self.began_at
+
+    def making(self) -> Making:
+        """For the card."""
+        return Making(
+            recipe=self.recipe,
+            seed=self.run.seed,
+            init=self.run.init.name if self.run.init is not None else None,
+            steps=self.step,
+            seconds=self.seconds,
+            device=device_name(self.world.device),
+            processes=self.world.size,
+        )
 
     def _create_model(self, norm: Norm) -> TResNet:
         init = load_checkpoint(self.run.init, task=self.recipe.task) if self.run.init is not None else None
@@ -253,6 +291,7 @@ class _Trainer:
             return
         training = {
             "step": self.step,
+            "seconds": self.seconds,
             "best_score": self.best_score,
             "recipe": _as_plain(self.recipe),
             "pictures": len(self.data.train),
@@ -285,6 +324,7 @@ class _Trainer:
             self.average.load_state_dict(state["average"])
         torch.set_rng_state(state["rng"])
         self.step, self.best_score = int(state["step"]), float(state["best_score"])
+        self.spent_s = float(state["seconds"])
         logger.info("resuming after step %d of %d", self.step, self.steps)
 
 

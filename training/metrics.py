@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -108,14 +108,32 @@ def expected_calibration_error(task: Task, scores: Scores, targets: npt.NDArray[
 
     ``classify``: the best label's score. ``tag``: every label's, a decision each.
     """
+    rows = reliability(task, scores, targets, bins)
+    return sum(row.decisions * abs(row.said - row.right) for row in rows) / sum(row.decisions for row in rows)
+
+
+class Bin(NamedTuple):
+    """The decisions whose score lies in ``low`` to ``high``: what they said on average, and the share that is right."""
+
+    low: float
+    high: float
+    decisions: int
+    said: float
+    right: float
+
+
+def reliability(task: Task, scores: Scores, targets: npt.NDArray[Any], bins: int = 15) -> list[Bin]:
+    """The bins of :func:`expected_calibration_error` that are not empty, from the lowest scores up."""
     if task == "classify":
-        said = scores.max(axis=1)
+        said = scores.max(axis=1).astype(np.float64)
         right = (scores.argmax(axis=1) == targets).astype(np.float64)
     else:
-        said, right = scores.ravel(), targets.ravel().astype(np.float64)
+        said, right = scores.ravel().astype(np.float64), targets.ravel().astype(np.float64)
     place = np.minimum((said * bins).astype(int), bins - 1)
-    gaps = [abs(float((said[place == b] - right[place == b]).sum())) for b in range(bins)]
-    return sum(gaps) / len(said)
+    return [
+        Bin(b / bins, (b + 1) / bins, int((place == b).sum()), said[place == b].mean(), right[place == b].mean())
+        for b in np.unique(place).tolist()
+    ]
 
 
 def evaluate_scores(

@@ -183,13 +183,18 @@ def _split_of(name: str) -> str:
 
 
 def _folders(root: Path) -> Pictures:
-    labels = sorted(entry.name for entry in root.iterdir() if entry.is_dir())
-    files = [
-        (index, file)
-        for index, label in enumerate(labels)
-        for file in sorted((root / label).rglob("*"))
-        if file.suffix.lower() in PICTURE_SUFFIXES
-    ]
+    """What hides behind a dot is the file manager's, and a folder without pictures no label."""
+    found = {
+        entry.name: [
+            file
+            for file in sorted(entry.rglob("*"))
+            if file.suffix.lower() in PICTURE_SUFFIXES and not file.name.startswith(".")
+        ]
+        for entry in sorted(root.iterdir())
+        if entry.is_dir() and not entry.name.startswith(".")
+    }
+    labels = [label for label, files in found.items() if files]
+    files = [(index, file) for index, label in enumerate(labels) for file in found[label]]
     return _from_paths(labels, [file for _, file in files], [[index] for index, _ in files])
 
 

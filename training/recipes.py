@@ -6,7 +6,7 @@ expected scores are the papers', reached on the hardware named there, and were n
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from training.augment import Augmentation, Policy
@@ -29,6 +29,8 @@ class Recipe:
     batch_size: int
     """Pictures in one step, over all processes and all parts of an accumulated step."""
     epochs: int
+    fits_small_data: bool = False
+    """Whether the batch shrinks where pictures are few, until an epoch has eight steps or a batch eight pictures."""
     pictures_per_epoch: int | None = None
     """For pictures that are made up as training goes; ``None``: every training picture once."""
     arch: str = "tresnet_m"
@@ -61,6 +63,13 @@ class Recipe:
     def preprocessing(self) -> Preprocessing:
         """How pictures are prepared for evaluation and for serving."""
         return Preprocessing(image_size=self.image_size, resize_mode=self.resize_mode, crop_pct=self.crop_pct)
+
+    def fitted(self, pictures: int) -> Recipe:
+        """The recipe for so many training pictures."""
+        batch_size = self.batch_size
+        while self.fits_small_data and pictures < 8 * batch_size and batch_size >= 16:
+            batch_size //= 2
+        return replace(self, batch_size=batch_size)
 
     def augmentation(self, how: Preprocessing) -> Augmentation:
         """How training varies them."""
@@ -150,6 +159,7 @@ RECIPES = {
             image_size=224,
             batch_size=64,
             epochs=80,
+            fits_small_data=True,
             optimizer="adamw",
             learning_rate=2e-4,
             rise=0.1,

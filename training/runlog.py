@@ -1,38 +1,59 @@
-"""What a run tells while it goes: a progress bar, a line a step in ``metrics.jsonl``, and curves at the end."""
+"""What a run tells while it goes: a bar, a line a step in ``metrics.jsonl``, TensorBoard's events, and curves."""
 
 from __future__ import annotations
 
 import json
-import logging
+import time
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-logger = logging.getLogger(__name__)
+from training.events import EventFile
+
+_DRAW_EVERY_S = 10.0
+"""Epochs may be shorter than drawing is worth."""
+_TELL_EVERY_S = 30.0
+"""Where no bar can be drawn: in a file, or in the log of a job."""
 
 
 class RunLog:
-    """``metrics.jsonl`` in the run's folder, and the bar. A context; only the first process of a run writes."""
+    """The files in the run's folder, and the bar. A context; only the first process of a run writes and speaks."""
 
-    def __init__(self, folder: Path, step: int, steps: int, is_first: bool) -> None:
-        self.path, self.start, self.is_first = folder / "metrics.jsonl", step, is_first
+    def __init__(
+        self, folder: Path, *, step: int, steps_per_epoch: int, epochs: int, batch_size: int, is_first: bool
+    ) -> None:
+        self.folder, self.path, self.is_first = folder, folder / "metrics.jsonl", is_first
+        self.steps_per_epoch, self.epochs, self.batch_size = steps_per_epoch, epochs, batch_size
+        self.console = Console(stderr=True, highlight=False, soft_wrap=True, quiet=not is_first)
         self.progress = Progress(
             TextColumn(folder.name),
             BarColumn(),
             TextColumn("{task.fields[told]}"),
-            TimeRemainingColumn(),
-            disable=not is_first,
+            TimeElapsedColumn(),
+            TextColumn("gone,"),
+            TimeRemainingColumn(compact=True),
+            TextColumn("left"),
+            console=self.console,
+            disable=not (is_first and self.console.is_terminal),
         )
-        self.bar = self.progress.add_task("", total=steps, completed=step, told="")
+        # Counted in pictures, so that the bar's own speed is pictures a second, loading and evaluation included.
+        self.bar = self.progress.add_task(
+            "", total=steps_per_epoch * epochs * batch_size, completed=step * batch_size, told="starting"
+        )
         self.file: IO[str] | None = None
-        self.last_step = step
+        self.events: EventFile | None = None
+        self.first_step = self.last_step = step
+        self.validation = ""
+        self.told_at, self.drawn_at = time.monotonic(), -_DRAW_EVERY_S
 
     def __enter__(self) -> RunLog:
         if self.is_first:
-            keep_lines_up_to(self.path, self.start)
+            keep_lines_up_to(self.path, self.first_step)
             self.file = self.path.open("a", encoding="utf-8")
+            self.events = EventFile(self.folder, self.first_step)
         self.progress.start()
         return self
 
@@ -42,20 +63,41 @@ class RunLog:
         self.progress.stop()
         if self.file is not None:
             self.file.close()
+        if self.events is not None:
+            self.events.close()
 
     def step(self, step: int, figures: dict[str, float]) -> None:
         """After one step."""
         self._write({"step": step, **figures})
-        told = f"loss {figures['loss']:.3f}  {figures['images_per_s']:.0f} images/s"
-        self.progress.update(self.bar, completed=step, told=told)
+        if self.events is not None:
+            self.events.write("train", step, figures)
         self.last_step = step
+        self.progress.update(self.bar, completed=step * self.batch_size)
+        task = self.progress.tasks[self.bar]
+        epoch = min(self.epochs, (step - 1) // self.steps_per_epoch + 1)
+        told = f"epoch {epoch}/{self.epochs}  loss {figures['loss']:.3f}{self.validation}"
+        if task.speed:
+            told += f"  {task.speed:.0f} pictures/s"
+        self.progress.update(self.bar, told=told)
+        if self.progress.disable and time.monotonic() - self.told_at > _TELL_EVERY_S:
+            self.told_at = time.monotonic()
+            left = f"  {task.time_remaining / 60:.0f} min left" if task.time_remaining is not None else ""
+            self.console.print(f"step {step}/{self.epochs * self.steps_per_epoch}  {told}{left}")
 
     def epoch(self, epoch: int, figures: dict[str, float]) -> None:
         """After one epoch, with the figures on the validation pictures."""
         self._write({"epoch": epoch, "at_step": self.last_step, **{f"val_{k}": v for k, v in figures.items()}})
-        if self.is_first:
-            words = ", ".join(f"{name} {value:.4f}" for name, value in figures.items())
-            logger.info("epoch %d: %s", epoch, words)
+        if not self.is_first:
+            return
+        words = ", ".join(f"{name} {value:.4f}" for name, value in figures.items())
+        self.console.print(f"epoch {epoch}: {words}")
+        self.validation = "".join(f"  {name} {figures[name]:.3f}" for name in ("top1", "map") if name in figures)
+        if self.events is not None:
+            self.events.write("val", self.last_step, figures)
+            self.events.flush()
+        if time.monotonic() - self.drawn_at > _DRAW_EVERY_S:
+            draw_curves(self.folder)
+            self.drawn_at = time.monotonic()
 
     def _write(self, line: dict[str, Any]) -> None:
         if self.file is not None:
@@ -84,7 +126,7 @@ def _read(path: Path) -> list[dict[str, Any]]:
 
 
 def draw_curves(folder: Path) -> None:
-    """``metrics.jsonl`` as ``curves.png``: loss by step, and validation figures by epoch."""
+    """``metrics.jsonl`` as ``curves.png``, whole at any time: loss by step, and validation figures by epoch."""
     from matplotlib.figure import Figure
 
     lines = _read(folder / "metrics.jsonl")
@@ -100,4 +142,6 @@ def draw_curves(folder: Path) -> None:
         right.plot([line["epoch"] for line in epochs], [line[name] for line in epochs], marker="o", label=name)
     right.set(title="validation", xlabel="epoch")
     right.legend()
-    figure.savefig(folder / "curves.png", dpi=110)
+    temporary = folder / ".curves.png"
+    figure.savefig(temporary, format="png", dpi=110)
+    temporary.replace(folder / "curves.png")

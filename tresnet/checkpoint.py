@@ -69,17 +69,23 @@ class Checkpoint(BaseModel):
     sha256: str
     training: dict[str, Any] | None = None
     """What a resume needs: optimizer, schedule, generators, counters."""
+    card: str | None = None
+    """The model card, in Markdown; a finished run's best checkpoint has one."""
 
 
 def save_checkpoint(
-    path: Path, facts: ModelFacts, weights: dict[str, torch.Tensor], training: dict[str, Any] | None = None
+    path: Path,
+    facts: ModelFacts,
+    weights: dict[str, torch.Tensor],
+    training: dict[str, Any] | None = None,
+    card: str | None = None,
 ) -> None:
     """Write a checkpoint beside ``path``, flush it to disk, and rename it in: it is there whole or not at all.
 
     Raises:
         OSError: if the folder cannot be written or the disk is full; an older file at ``path`` stays as it was.
     """
-    content = {"format": FORMAT, "facts": facts.model_dump(), "model": weights, "training": training}
+    content = {"format": FORMAT, "facts": facts.model_dump(), "model": weights, "training": training, "card": card}
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
@@ -116,7 +122,8 @@ def load_checkpoint(path: Path, *, task: Task | None = None, image_size: int | N
     if isinstance(content, dict) and content.get("format") == FORMAT:
         try:
             facts, weights = ModelFacts.model_validate(content["facts"]), content["model"]
-            return Checkpoint(facts=facts, weights=weights, path=path, sha256=digest, training=content.get("training"))
+            extra = {"training": content.get("training"), "card": content.get("card")}
+            return Checkpoint(facts=facts, weights=weights, path=path, sha256=digest, **extra)
         except (KeyError, ValidationError) as error:
             raise CheckpointError(f"{path}: the checkpoint's facts or weights are missing or damaged") from error
     try:

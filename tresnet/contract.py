@@ -27,6 +27,7 @@ MAX_MAPPED_LABELS = 32
 LABELS_FILE = "labels.txt"
 FAILED_VERSIONS = "failed_versions"
 """Parameter in which whoever drives Triton's model control names the versions that could not be loaded: ``3,5``."""
+MAX_CARD_CHARACTERS = 65_536
 _VERSION_PREFIX = "version."
 
 Task = Literal["classify", "tag"]
@@ -64,6 +65,8 @@ class VersionFacts(BaseModel):
     """What the program divides logits by; fitted on held-out pictures, so that scores are probabilities."""
     thresholds: list[Annotated[float, Field(ge=0.0, le=1.0)]] | None = None
     golden: GoldenPicture
+    card: str | None = Field(default=None, max_length=MAX_CARD_CHARACTERS)
+    """The model card for people, in Markdown; its plots stay with the run."""
 
 
 class HeatMaps(BaseModel):
