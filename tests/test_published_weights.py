@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import pickle
 from concurrent.futures import ThreadPoolExecutor
@@ -44,7 +45,7 @@ def planar(x: Tensor) -> Tensor:
 def assert_equal_scores(program: torch.jit.ScriptModule, expected: Tensor, x: Tensor) -> None:
     for _ in range(3):  # later runs are those that TorchScript has optimised
         with torch.no_grad():
-            scores, _ = program(x)
+            scores = program(x)[0]
     assert (scores - expected).abs().max() < 1e-4
     assert expected.std() > 1e-3  # or the comparison would prove nothing
 
@@ -105,12 +106,21 @@ def test_heads_of_many_labels(head: str, tmp_path: Path) -> None:
     classes = len(list(entries.values())[-1])
     names = {index: f"thing\n {index}" for index in range(classes)}
     body = {key: value for key, value in authors_form(network).items() if key.startswith("body.")}
-    torch.save({"model": body | entries, "num_classes": classes, "idx_to_class": names}, tmp_path / "w.pth")
+    arguments = argparse.Namespace(lr=0.1)  # as training scripts leave them
+    known = {"num_classes": classes, "idx_to_class": names, "args": arguments}
+    torch.save({"model": body | entries, **known}, tmp_path / "w.pth")
     program, config, labels = export(tmp_path / "w.pth", "tag", "--image-size", 128)
     x = pictures(128)
     with torch.no_grad():
         assert_equal_scores(program, logits(network.forward_features(planar(x))).sigmoid(), x)
         assert torch.allclose(program(x)[1], network.forward_features(planar(x)).mean((2, 3)), atol=1e-3)
+        if head == "two_linear":
+            _, _, maps, mapped = program(x)
+            bias = logits(torch.zeros(1, network.num_features, 1, 1))[0]
+            expected = logits(network.forward_features(planar(x))).gather(1, mapped)
+            assert torch.allclose(maps.mean((2, 3)) + bias[mapped], expected, atol=1e-3)
+        else:
+            assert len(program(x)) == 2  # its logits are no means of maps
     assert labels == [f"thing {index}" for index in range(classes)]
     assert config.parameters["resize_mode"].string_value == "squash"
 

@@ -6,6 +6,7 @@ safetensors file: reading one never runs code from it.
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
 import os
@@ -147,7 +148,9 @@ def _read(path: Path) -> Any:
             return safetensors.torch.load_file(path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns of an unusual pickle before it refuses it
-            return torch.load(path, map_location="cpu", weights_only=True)
+            # timm's training script keeps its arguments beside the weights: a bag of values, which runs nothing.
+            with torch.serialization.safe_globals([argparse.Namespace]):
+                return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{path}: refused, because it is not a torch checkpoint of plain tensors and values"
