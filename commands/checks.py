@@ -162,13 +162,15 @@ def _port(subject: Subject) -> Finding:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(("127.0.0.1", port))
-        except OSError as error:
+        except (OSError, OverflowError) as error:  # OverflowError: no port has such a number
             remedy = f"stop what listens there (ss -ltnp 'sport = :{port}'), or give --port"
-            return Finding("port", "warn", f"{port} on 127.0.0.1: {error.strerror}", remedy)
+            return Finding("port", "warn", f"{port} on 127.0.0.1: {error}", remedy)
     return Finding("port", "ok", f"{port} is free on 127.0.0.1")
 
 
-def _repository(subject: Subject) -> Finding:
+def _repository(subject: Subject) -> Finding | None:
+    if subject.repository is None and os.environ.get("TRESNET_TRITON_URL"):
+        return None  # that Triton has its own
     from commands.repository import read_repository
 
     folder = subject.repository or Path(os.environ.get("TRESNET_REPOSITORY") or "model_repository")

@@ -61,7 +61,7 @@ def _served(url: str, api_key: str | None) -> list[dict[str, Any]]:
 
 
 def _table(listed: list[dict[str, Any]]) -> Table:
-    table = Table("model", "version", "task", "pixels", "labels", "architecture", "format")
+    table = Table("model", "version", "task", "pixels", "labels", "architecture", "precision")
     for model in listed:
         facts, labels = model["facts"], model["labels"]
         shown = ", ".join(labels[:3]) + (", …" if len(labels) > 3 else "")

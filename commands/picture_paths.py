@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import os
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -43,8 +44,9 @@ def find_pictures(images: list[str], paths_from: str | None) -> list[NamedPictur
 
 
 def _listed(paths_from: str) -> list[str]:
-    text = sys.stdin.read() if paths_from == "-" else Path(paths_from).read_text(encoding="utf-8")
-    return [line for line in text.splitlines() if line]
+    content = sys.stdin.buffer.read() if paths_from == "-" else Path(paths_from).read_bytes()
+    # A file's name may hold whatever else ends a line, and bytes that are no text.
+    return [line for end in content.split(b"\n") if (line := os.fsdecode(end.removesuffix(b"\r")))]
 
 
 def _named(word: str) -> list[NamedPicture]:

@@ -62,7 +62,8 @@ def _read_version(model: Path, version: str, config: pb.ModelConfig, labels: tup
     except ContractError as error:
         return StoredVersion(model.name, version, fault=str(error))
     fault = None
-    missing = [name for name in ("model.pt", "model.py") if not (model / version / name).is_file()]
+    program = "model.pt2" if config.platform == "torch_aoti" else "model.pt"
+    missing = [name for name in (program, "model.py") if not (model / version / name).is_file()]
     if missing:
         fault = f"{' and '.join(missing)} is missing"
     elif contract.name != model.name:

@@ -18,6 +18,7 @@ from tritonclient.grpc import model_config_pb2 as pb
 from benchmarks.gpu_models import PACKAGE
 from benchmarks.gpu_report import RESULTS, place_for
 from benchmarks.timing import largest_batch, share_of
+from commands.repository import read_repository
 from export.verify import top1_agreement
 
 
@@ -123,7 +124,8 @@ def test_a_program_compiled_ahead_of_time_serves_the_same_scores(
     done = run_tresnet(*export, "--format", "torch_aoti", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     folder = tmp_path / "model_repository" / "digits"
-    assert sorted(path.name for path in (folder / "1").iterdir()) == ["model.pt2", "model.py"]
+    assert sorted(path.name for path in (folder / "1").iterdir()) == ["model.pt2", "model.py", "model_card.md"]
+    assert [version.fault for version in read_repository(tmp_path / "model_repository")] == [None]
     config = text_format.Parse((folder / "config.pbtxt").read_text(), pb.ModelConfig())
     assert (config.platform, config.backend) == ("torch_aoti", "pytorch")
     assert config.instance_group[0].kind == pb.ModelInstanceGroup.KIND_CPU
