@@ -118,20 +118,32 @@ def ask_ready(patience: Patience) -> Conversation[dict[str, Any]]:
 
 def _ask(path: str, pictures: list[bytes], parameters: Parameters, trial: Trial) -> Conversation[Answer]:
     """Pictures that failed for the moment alone are asked again, while there is time."""
-    waiting = list(range(len(pictures)))
-    results: dict[int, Result] = {}
-    while True:
-        reply = yield from _until_answered(question(path, [pictures[i] for i in waiting], parameters), trial)
-        answer = _understood(reply, read_answer)
-        if len(answer.results) != len(waiting):
-            raise NotAGatewayError(f"{len(answer.results)} results came for {len(waiting)} pictures")
-        for place, result in zip(waiting, answer.results, strict=True):
-            results[place] = _moved(result, str(place))
-        waiting = [place for place in waiting if _failed_for_now(results[place])]
-        pause_s = trial.pause_s(None) if waiting else None
+    answer = yield from _ask_once(path, pictures, parameters, trial)
+    results = list(answer.results)
+    while waiting := [place for place, result in enumerate(results) if _failed_for_now(result)]:
+        pause_s = trial.pause_s(None)
         if pause_s is None:
-            return replace(answer, results=tuple(results[place] for place in range(len(pictures))))
+            break
         yield Pause(pause_s)
+        try:
+            later = yield from _ask_once(path, [pictures[place] for place in waiting], parameters, trial)
+        except ProblemError as error:  # of these alone: the others have their answers
+            for place in waiting:
+                results[place] = failed_result(str(place), error.problem)
+            break
+        except ClientError:
+            break
+        for place, result in zip(waiting, later.results, strict=True):
+            results[place] = _moved(result, str(place))
+    return replace(answer, results=tuple(results))
+
+
+def _ask_once(path: str, pictures: list[bytes], parameters: Parameters, trial: Trial) -> Conversation[Answer]:
+    reply = yield from _until_answered(question(path, pictures, parameters), trial)
+    answer = _understood(reply, read_answer)
+    if len(answer.results) != len(pictures):
+        raise NotAGatewayError(f"{len(answer.results)} results came for {len(pictures)} pictures")
+    return answer
 
 
 def _until_answered(request: Request, trial: Trial) -> Conversation[Reply]:
