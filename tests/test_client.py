@@ -200,7 +200,9 @@ def test_what_failed_for_the_moment_beside_others_is_asked_again() -> None:
     assert [(result.id, result.is_ok) for result in results] == [("0", True), ("1", True)]
 
 
-@pytest.mark.parametrize(("status", "code"), [(503, "queue_full"), (422, "undecodable_image"), (0, "deadline_exceeded")])
+@pytest.mark.parametrize(
+    ("status", "code"), [(503, "queue_full"), (422, "undecodable_image"), (0, "deadline_exceeded")]
+)
 def test_what_fails_again_takes_no_answer_from_the_others(status: int, code: str) -> None:
     (good,) = ANSWER["results"]  # type: ignore[misc]
     late = {"id": "1", "status": "error", "error": {"status": 504, "code": "deadline_exceeded", "detail": "late"}}

@@ -361,9 +361,11 @@ def test_a_key_is_asked_for_and_a_large_picture_refused_in_words(
         expect(page.locator("#key")).to_be_focused()
         drop(page, "digit.png", digit_files[0])
         keep(page, "key")
-        page.locator("#key").fill("tresnet_wrong")
-        page.keyboard.press("Enter")
-        expect(page.locator("#key-title")).to_have_text("This key is not known")
+        for wrong in ("•••", "tresnet_wrong"):  # the first one cannot even be sent
+            page.locator("#key").fill(wrong)
+            page.keyboard.press("Enter")
+            expect(page.locator("#key")).to_have_value("")
+            expect(page.locator("#key-title")).to_have_text("This key is not known")
         page.locator("#key").fill(key)
         page.keyboard.press("Enter")
         expect(page.locator(ANSWERED)).to_have_count(1)
@@ -389,7 +391,7 @@ Trained on *handwritten* digits, see [the paper](https://arxiv.org/abs/2003.1363
 | held out | `98.6 %` |
 
 - no letters
-- no words
+- no words: a\\|b, &lt;b>
 """
 
 
@@ -403,6 +405,7 @@ def test_the_models_card_is_shown_and_cannot_run_anything(server: Server, open_p
     expect(card.get_by_role("cell", name="98.6 %")).to_be_visible()
     expect(card.get_by_role("listitem")).to_have_count(2)
     expect(card).to_contain_text("<img src=x onerror")
+    expect(card.get_by_role("listitem").last).to_have_text("no words: a|b, <b>")
     assert card.locator("img").count() == 0
     assert card.locator("a").evaluate_all("links => links.map((link) => link.href)") == [
         "https://arxiv.org/abs/2003.13630"

@@ -125,12 +125,13 @@ def load_data(
     if recipe.name == "fashion":
         splits = {name: part.relabelled(FASHION_LABELS) for name, part in splits.items()}
     if checked_by is not None:
-        splits = {name: without_bad(part, skip_bad=skip_bad, world=checked_by) for name, part in splits.items()}
+        looked_at = {name: without_bad(part, skip_bad=skip_bad, world=checked_by) for name, part in splits.items()}
+        splits = {name: part for name, part in looked_at.items() if len(part)}
     train, val, test = _three_splits(where, splits, recipe, seed)
     drawn = [name for name, part in (("validation", "val"), ("test", "test")) if part not in splits]
     if test is None and "all" not in splits:
         drawn = [name for name in drawn if name != "test"]
-    origin = f"{Path(where).name}, " + (
+    origin = f"{Path(where).name or Path(where).resolve().name}, " + (
         f"{' and '.join(drawn)} pictures drawn from it at random by the seed {seed}" if drawn else "split as it came"
     )
     if checked_by is None or checked_by.is_first:

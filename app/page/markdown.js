@@ -74,20 +74,25 @@ function cells(line) {
   return line.trim().replace(/^\||\|$/g, "").split(/(?<!\\)\|/).map((cell) => cell.trim().replaceAll("\\|", "|"));
 }
 
+/** What the cards' own writer escapes, for labels may hold anything. */
+function plain(text) {
+  return text.replace(/\\([\\|])/g, "$1").replaceAll("&lt;", "<");
+}
+
 function inline(text) {
   const nodes = [];
   let end = 0;
   for (const match of text.matchAll(INLINE)) {
     const [whole, code, strong, emphasis, picture, label, target] = match;
-    nodes.push(text.slice(end, match.index));
+    nodes.push(plain(text.slice(end, match.index)));
     end = match.index + whole.length;
     if (code) nodes.push(el("code", {}, code));
-    else if (strong) nodes.push(el("strong", {}, strong));
-    else if (emphasis) nodes.push(el("em", {}, emphasis));
+    else if (strong) nodes.push(el("strong", {}, plain(strong)));
+    else if (emphasis) nodes.push(el("em", {}, plain(emphasis)));
     else if (picture) nodes.push(el("em", {}, label ? `(picture: ${label})` : "(picture)"));
-    else if (/^https?:\/\//.test(target)) nodes.push(el("a", { href: target, rel: "noopener noreferrer", target: "_blank" }, label));
-    else nodes.push(label);
+    else if (/^https?:\/\//.test(target)) nodes.push(el("a", { href: target, rel: "noopener noreferrer", target: "_blank" }, plain(label)));
+    else nodes.push(plain(label));
   }
-  nodes.push(text.slice(end));
+  nodes.push(plain(text.slice(end)));
   return nodes.filter((node) => node !== "");
 }

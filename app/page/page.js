@@ -205,7 +205,13 @@ function listenForTheRest() {
   };
   $("key-form").onsubmit = (event) => {
     event.preventDefault();
-    service.setKey($("key").value.trim());
+    const given = $("key").value.trim();
+    if (!/^[!-~]+$/.test(given)) { // no header can carry it
+      $("key").value = "";
+      $("key-title").textContent = "This key is not known";
+      return;
+    }
+    service.setKey(given);
     serviceChanged(watch.state, "unknown");
   };
   $("forget-key").onclick = () => {
