@@ -19,7 +19,6 @@ import (
 )
 
 type problem struct {
-	Status int    `json:"status"`
 	Code   string `json:"code"`
 	Detail string `json:"detail"`
 }
@@ -88,15 +87,15 @@ func ask(url string, paths []string) (found answer, err error) {
 			return found, json.Unmarshal(content, &found)
 		}
 		var refused problem
-		if err := json.Unmarshal(content, &refused); err != nil {
-			return found, fmt.Errorf("status %d, and no problem document", response.StatusCode)
+		if json.Unmarshal(content, &refused) != nil { // a proxy's page
+			refused = problem{Code: "no problem document", Detail: response.Status}
 		}
 		seconds, err := strconv.ParseFloat(response.Header.Get("Retry-After"), 64)
 		if err != nil {
 			seconds = 1
 		}
 		pause := time.Duration(seconds * (1 + rand.Float64()/4) * float64(time.Second))
-		switch refused.Status {
+		switch response.StatusCode {
 		case 429, 502, 503, 504:
 			if time.Now().Add(pause).Before(ends) {
 				time.Sleep(pause)

@@ -20,8 +20,9 @@ async function ask() {
       method: "POST", body: form, headers, signal: AbortSignal.timeout(left),
     });
     if (answer.ok) return answer.json();
-    const problem = await answer.json(); // RFC 9457, with a code for programs and a detail for people
-    const pause = 1000 * Number(answer.headers.get("Retry-After") ?? 1) * (1 + Math.random() / 4);
+    // RFC 9457, with a code for programs and a detail for people; a proxy's page is none.
+    const problem = await answer.json().catch(() => ({ code: answer.status, detail: answer.statusText }));
+    const pause = 1000 * (Number(answer.headers.get("Retry-After")) || 1) * (1 + Math.random() / 4);
     const passes = [429, 502, 503, 504].includes(answer.status);
     if (!passes || Date.now() + pause > ends) throw new Error(`${problem.code}: ${problem.detail}`);
     await new Promise((wake) => setTimeout(wake, pause));
