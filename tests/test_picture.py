@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import platform
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from PIL import Image, ImageOps
 from sklearn.datasets import load_sample_image
 
 from tresnet.picture import PictureError, Preprocessing, TooManyPixelsError, prepare
+from tresnet.resample import HAS_SIMD, resample
 
 
 def jpeg(image: Image.Image, orientation: int = 1) -> bytes:
@@ -48,6 +50,26 @@ def test_close_to_the_plain_way(mode: str, orientation: int, scale: int) -> None
     assert (prepared.width, prepared.height) == (
         (photo.height * scale, photo.width * scale) if turned else (photo.width * scale, photo.height * scale)
     )
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_simd_and_pillow_agree(source: st.DataObject) -> None:
+    """Within one level, for boxes anywhere and of any size, shrunk or enlarged."""
+    width, height = source.draw(st.integers(1, 400)), source.draw(st.integers(1, 400))
+    mode = source.draw(st.sampled_from(["RGB", "L"]))
+    noise = np.random.default_rng(width * height).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    image = Image.fromarray(noise).convert(mode)
+    left, top = source.draw(st.floats(0, width * 0.9)), source.draw(st.floats(0, height * 0.9))
+    right, bottom = source.draw(st.floats(left + 0.5, width + 0.5)), source.draw(st.floats(top + 0.5, height + 0.5))
+    box = (left, top, min(right, width), min(bottom, height))
+    if box[2] - left < 0.01 or box[3] - top < 0.01:
+        return
+    size = source.draw(st.integers(20, 300))
+    expected = np.asarray(image.resize((size, size), Image.Resampling.BILINEAR, box=box)).astype(int)
+    assert HAS_SIMD or platform.machine() != "x86_64"
+    got = np.asarray(resample(image, size, box, "bilinear")).astype(int)
+    assert np.abs(got - expected).max() <= 1
 
 
 def test_transparent_is_white() -> None:

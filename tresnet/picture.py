@@ -36,11 +36,11 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from tresnet.containers import read_container
 from tresnet.picture_file import ContainerError, PictureFile
+from tresnet.resample import Box, Interpolation, resample
 
 DEFAULT_MAX_PIXELS = 64_000_000
 _REDUCING_GAP = 2.0
 """Cheap reductions (DCT scaling, box filter) stop at twice the wanted size, so the last filter decides the look."""
-
 _TRANSPOSES = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -50,8 +50,6 @@ _TRANSPOSES = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_INTERPOLATIONS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
-
 _FILTER_SUPPORT = {"bilinear": 1.0, "bicubic": 2.0}
 """Half the filter's width, in pixels of the coarser of source and result."""
 _TILE = 1024
@@ -96,7 +94,7 @@ class Preprocessing(BaseModel):
 
     image_size: int = Field(ge=20, le=4096, multiple_of=4)
     crop_pct: float = Field(default=1.0, gt=0.0, le=1.0)
-    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    interpolation: Interpolation = "bilinear"
     resize_mode: Literal["crop", "squash"] = "crop"
 
     def source_box(self, width: int, height: int) -> tuple[float, float, float, float]:
@@ -206,24 +204,25 @@ def _resize(image: Image.Image, how: Preprocessing, orientation: int) -> Image.I
     x, y = image.width / full_width, image.height / full_height
     box = (max(0.0, left * x), max(0.0, top * y), min(right * x, image.width), min(bottom * y, image.height))
 
-    filter_ = _INTERPOLATIONS[how.interpolation]
     image.load()
-    if image.mode in ("RGB", "L") and "transparency" not in image.info:
-        return image.resize((size, size), filter_, box=box, reducing_gap=_REDUCING_GAP).convert("RGB")
+    is_plain = image.mode in ("RGB", "L") and "transparency" not in image.info
+    if is_plain and _factors(box, size) == (1, 1):
+        return resample(image, size, box, how.interpolation).convert("RGB")
     reduced, box = _reduced_rgb(image, size, box, _FILTER_SUPPORT[how.interpolation])
-    return reduced.resize((size, size), filter_, box=box)
+    return resample(reduced, size, box, how.interpolation)
 
 
-Box = tuple[float, float, float, float]
+def _factors(box: Box, size: int) -> tuple[int, int]:
+    """Whole factors, across and down, by which a box filter may shrink ``box`` before the last filter does the rest."""
+    left, top, right, bottom = box
+    across, down = (max(1, int(side / size / _REDUCING_GAP)) for side in (right - left, bottom - top))
+    return across, down
 
 
 def _reduced_rgb(image: Image.Image, size: int, box: Box, filter_support: float) -> tuple[Image.Image, Box]:
-    """What ``resize`` with a reducing gap does first, from any kind of pixels, and the box within the result.
-
-    Piece by piece: made opaque RGB, then reduced by whole factors.
-    """
+    """From any kind of pixels, piece by piece: made opaque RGB, reduced by :func:`_factors`; and the box in it."""
     scales = ((box[2] - box[0]) / size, (box[3] - box[1]) / size)
-    factor_x, factor_y = (max(1, int(scale / _REDUCING_GAP)) for scale in scales)
+    factor_x, factor_y = _factors(box, size)
     margin_x, margin_y = ((filter_support - 0.5) * scale if scale > 1 else filter_support for scale in scales)
     left, top = max(0, int(box[0] - margin_x)), max(0, int(box[1] - margin_y))
     right, bottom = min(image.width, math.ceil(box[2] + margin_x)), min(image.height, math.ceil(box[3] + margin_y))
