@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import ssl
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from threading import Event
 from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack
 
@@ -13,6 +13,7 @@ import httpx
 
 from client.answers import Answer, Result, ServedModel
 from client.conversation import Conversation, Outcome, Pause, Reply, Send, ask, ask_each, ask_models, ask_ready
+from client.errors import ClientError
 from client.http import http_options, http_request
 from client.patience import Patience
 from client.requests import Batch, ClassifyParameters, Parameters, Picture, TagParameters, batches
@@ -107,43 +108,48 @@ class Client:
         ordered: bool,
         parameters: Parameters,
     ) -> Iterator[Result]:
-        stop = Stop()
+        stop, left = Stop(), Event()
         waiting = batches(pictures, batch_size)
 
         def one(batch: Batch) -> list[Result]:
             with stop.on_failure():
-                return self._drive(ask_each(path, batch, parameters, self._patience))
+                return self._drive(ask_each(path, batch, parameters, self._patience), left)
 
-        with ThreadPoolExecutor(connections, thread_name_prefix="tresnet-client") as pool:
-            calls: list[Future[list[Result]]] = []
-            try:
-                while True:
-                    while not stop.has_failed and len(calls) < 2 * connections and (batch := next(waiting, None)):
-                        calls.append(pool.submit(one, batch))
-                    if not calls:
-                        break
-                    wait(calls[:1] if ordered else calls, return_when=FIRST_COMPLETED)
-                    done = calls[:1] if ordered else [call for call in calls if call.done()]
-                    calls = [call for call in calls if call not in done]
-                    for call in done:
-                        if call.exception() is None:
-                            yield from call.result()
-            finally:
-                pool.shutdown(wait=False, cancel_futures=True)
+        pool = ThreadPoolExecutor(connections, thread_name_prefix="tresnet-client")
+        calls: list[Future[list[Result]]] = []
+        try:
+            while True:
+                while not stop.has_failed and len(calls) < 2 * connections and (batch := next(waiting, None)):
+                    calls.append(pool.submit(one, batch))
+                if not calls:
+                    break
+                wait(calls[:1] if ordered else calls, return_when=FIRST_COMPLETED)
+                done = calls[:1] if ordered else [call for call in calls if call.done()]
+                calls = [call for call in calls if call not in done]
+                for call in done:
+                    if call.exception() is None:
+                        yield from call.result()
+        finally:
+            left.set()
+            pool.shutdown(wait=False, cancel_futures=True)  # a caller who leaves early does not wait for answers
         stop.raise_failure()
 
-    def _drive(self, conversation: Conversation[T]) -> T:
+    def _drive(self, conversation: Conversation[T], left: Event | None = None) -> T:
+        """The conversation's answer; ``left`` is set when nobody waits for it any more."""
+        left = left or Event()
         outcome: Outcome = None
         while True:
+            if left.is_set():
+                raise ClientError("nobody waits for the answer any more")
             try:
                 step = conversation.send(outcome)
             except StopIteration as end:
                 return end.value  # type: ignore[no-any-return]
-            outcome = self._perform(step)
+            outcome = self._perform(step, left)
 
-    def _perform(self, step: Send | Pause) -> Outcome:
+    def _perform(self, step: Send | Pause, left: Event) -> Outcome:
         if isinstance(step, Pause):
-            time.sleep(step.seconds)
+            left.wait(step.seconds)
             return None
         try:
             response = self._http.send(http_request(self._http, step))

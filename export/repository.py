@@ -22,7 +22,15 @@ from tritonclient.grpc import model_config_pb2 as pb
 
 from export.program_file import FILES, Format
 from tresnet.card import CARD_FILE
-from tresnet.contract import INPUT, LABELS_FILE, ContractError, ModelContract, read_contract, write_contract
+from tresnet.contract import (
+    INPUT,
+    LABELS_FILE,
+    ContractError,
+    ModelContract,
+    forget_versions,
+    read_contract,
+    write_contract,
+)  # fmt: skip
 from tresnet.errors import UserError
 
 EMBEDDED_NAME = "embedded"
@@ -162,6 +170,7 @@ def _write_configs(model: Path, contract: ModelContract, form: Format, kind: int
     """``config.pbtxt`` for Triton's PyTorch backend, and ``configs/embedded.pbtxt`` for the Python backend."""
     path = model / "config.pbtxt"
     config = _read_config(path) if path.exists() else pb.ModelConfig()
+    forget_versions(config, keep=published_versions(model))
     write_contract(contract, config)
     config.platform = FILES[form].platform
     config.version_policy.all.SetInParent()

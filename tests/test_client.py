@@ -12,10 +12,11 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
+from threading import enumerate as threads
 
 import orjson
 import pytest
-from conftest import Guarded, Server, free_port
+from conftest import Guarded, Server, free_port, until
 
 from client import (
     AsyncClient,
@@ -225,6 +226,18 @@ def test_a_stream_that_ends_gives_what_it_has_first() -> None:
                 seen.append(result.id)
         assert len(asked) == 4
     assert seen == ["0", "1", "2"]
+
+
+def test_who_leaves_a_stream_waits_for_nothing() -> None:
+    script: Script = [(200, {}, ANSWER), (503, {"Retry-After": "40"}, problem(503, "queue_full"))]
+    with scripted(script) as (url, asked), Client(url) as gateway:
+        stream = gateway.classify_each([b"x"] * 50, batch_size=1, connections=2)
+        assert next(stream).id == "0"
+        until(lambda: len(asked) > 1, "a further picture is asked about")
+        left_at = time.monotonic()
+        stream.close()
+        assert time.monotonic() - left_at < 5
+        until(lambda: not any(thread.name.startswith("tresnet-client") for thread in threads()), "its threads end", 10)
 
 
 def test_heat_maps_are_typed() -> None:

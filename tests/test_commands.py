@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -66,6 +67,10 @@ def test_versions_must_agree_and_are_not_overwritten(tmp_path: Path) -> None:
     assert sorted(path.name for path in model.iterdir()) == ["1", "2", "config.pbtxt", "configs", "labels.txt"]
     config = text_format.Parse((model / "config.pbtxt").read_text(), pb.ModelConfig())
     assert {"version.1", "version.2"} <= set(config.parameters)
+    shutil.rmtree(model / "1")
+    assert export("a.pt") == 0
+    config = text_format.Parse((model / "config.pbtxt").read_text(), pb.ModelConfig())
+    assert [key for key in sorted(config.parameters) if key.startswith("version.")] == ["version.2", "version.3"]
 
 
 def test_the_fastest_precision_of_this_machine_is_taken(models: Path, tmp_path: Path) -> None:

@@ -109,7 +109,7 @@ def test_calibration_and_thresholds_travel_with_the_model(tmp_path: Path) -> Non
     config = (tmp_path / "model_repository" / "m" / "config.pbtxt").read_text()
     assert all(text in config for text in (r"\"temperature\":2.5", "[0.2,0.3,0.4]"))
     pixels = torch.randint(0, 256, (2, 32, 32, 3), dtype=torch.uint8)
-    scores, _ = torch.jit.load(str(tmp_path / "model_repository" / "m" / "1" / "model.pt"))(pixels)
+    scores = torch.jit.load(str(tmp_path / "model_repository" / "m" / "1" / "model.pt"))(pixels)[0]
     with torch.no_grad():
         logits = build_model(load_checkpoint(path))(pixels.permute(0, 3, 1, 2) / 255)
     assert torch.allclose(scores, (logits / 2.5).sigmoid(), atol=1e-4)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import platform
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -155,14 +156,16 @@ def _per_label(evaluation: Evaluation) -> str:
 
 
 def _confusion(evaluation: Evaluation) -> str:
-    counts, labels = confusion(evaluation), evaluation.labels
+    labels = evaluation.labels
     if len(labels) <= _MATRIX_LABELS:
+        counts = confusion(evaluation)
         words = "Rows: the right label. Columns: the answer (`confusion.png`)."
         rows = [(label, *(count or "" for count in row)) for label, row in zip(labels, counts.tolist(), strict=True)]
         return f"## Confusion\n\n{words}\n\n{table(('', *map(cell, labels)), rows)}"
-    wrong = counts * (1 - np.eye(len(labels), dtype=np.int64))
-    most = [divmod(int(place), len(labels)) for place in np.argsort(-wrong, axis=None, kind="stable")[:_MATRIX_LABELS]]
-    rows = [(labels[right], labels[said], int(wrong[right, said])) for right, said in most if wrong[right, said]]
+    pairs = zip(evaluation.targets.tolist(), evaluation.scores.argmax(axis=1).tolist(), strict=True)
+    wrong = Counter((right, said) for right, said in pairs if right != said)
+    most = sorted(wrong.items(), key=lambda item: (-item[1], item[0]))[:_MATRIX_LABELS]
+    rows = [(labels[right], labels[said], count) for (right, said), count in most]
     words = "The most frequent (`confusion.png`; all are in `confusion.json`)."
     return f"## Confusion\n\n{words}\n\n{table(('right', 'answered', 'pictures'), rows)}"
 

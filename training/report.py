@@ -33,11 +33,12 @@ def per_label_table(evaluation: Evaluation) -> list[dict[str, Any]]:
     """For each label its pictures, precision, recall and F1, and for tags its average precision and threshold."""
     scores, targets = evaluation.scores, evaluation.targets
     if evaluation.task == "classify":
-        chosen = np.eye(scores.shape[1])[scores.argmax(axis=1)]
-        wanted = np.eye(scores.shape[1])[targets]
+        answered, labels = scores.argmax(axis=1), scores.shape[1]
+        counted = targets[answered == targets], answered, targets
+        right, said, there = (np.bincount(part, minlength=labels).astype(float) for part in counted)
     else:
-        chosen, wanted = (scores >= np.asarray(evaluation.thresholds or 0.5)).astype(float), targets
-    right, said, there = (chosen * wanted).sum(0), chosen.sum(0), wanted.sum(0)
+        chosen = (scores >= np.asarray(evaluation.thresholds or 0.5)).astype(float)
+        right, said, there = (chosen * targets).sum(0), chosen.sum(0), targets.sum(0)
     table: list[dict[str, Any]] = []
     for index, label in enumerate(evaluation.labels):
         precision, recall = right[index] / max(said[index], 1), right[index] / max(there[index], 1)

@@ -9,6 +9,7 @@ holds for one version is one JSON parameter ``version.<N>``. The labels themselv
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, Json, TypeAdapter, ValidationError
@@ -198,6 +199,13 @@ def write_contract(contract: ModelContract, config: pb.ModelConfig) -> None:
     }
     for key, value in values.items():
         config.parameters[key].string_value = value
+
+
+def forget_versions(config: pb.ModelConfig, *, keep: Iterable[int]) -> None:
+    """Drop the facts of versions that are in the repository no more: the configuration would grow for ever."""
+    kept = {f"{_VERSION_PREFIX}{version}" for version in keep}
+    for key in [key for key in config.parameters if key.startswith(_VERSION_PREFIX) and key not in kept]:
+        del config.parameters[key]
 
 
 def _tensor(tensors: object, name: str, data_type: int, model: str) -> list[int]:
