@@ -12,6 +12,7 @@ import torch
 from conftest import random_checkpoint, run_tresnet
 from sklearn.metrics import average_precision_score, f1_score, precision_recall_fscore_support
 
+from training.evaluation import Evaluation
 from training.losses import asymmetric_loss
 from training.metrics import (
     best_temperature,
@@ -22,6 +23,7 @@ from training.metrics import (
     precision_recall_f1,
     to_scores,
 )
+from training.report import write_report
 from tresnet.checkpoint import ModelFacts, build_model, initialise, load_checkpoint, save_checkpoint
 from tresnet.model import create_model
 from tresnet.picture import Preprocessing
@@ -113,6 +115,17 @@ def test_calibration_and_thresholds_travel_with_the_model(tmp_path: Path) -> Non
     with torch.no_grad():
         logits = build_model(load_checkpoint(path))(pixels.permute(0, 3, 1, 2) / 255)
     assert torch.allclose(scores, (logits / 2.5).sigmoid(), atol=1e-4)
+
+
+def test_of_thousands_of_labels_only_the_pairs_that_occur_are_written(tmp_path: Path) -> None:
+    many, right = 3000, np.array([1, 1, 2000, 2999])
+    scores = np.zeros((4, many), np.float32)
+    scores[range(4), [1, 5, 2000, 5]] = 1
+    labels = [f"label {index}" for index in range(many)]
+    write_report(tmp_path, Evaluation("classify", labels, scores, right, None, {"ece": 0.5}))
+    content = json.loads((tmp_path / "confusion.json").read_text())
+    assert content["pairs"] == [[1, 1, 1], [1, 5, 1], [2000, 2000, 1], [2999, 5, 1]]
+    assert not (tmp_path / "confusion.png").exists()
 
 
 @pytest.mark.parametrize(("source", "target"), [("own", "bn"), ("bn", "own"), ("own", "own")])

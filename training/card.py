@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import platform
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ from training.data import DataSet
 from training.evaluation import Evaluation
 from training.metrics import precision_recall_f1, reliability
 from training.recipes import Recipe
-from training.report import confusion, per_label_table
+from training.report import MOST_DRAWN, confusion, confusion_pairs, per_label_table
 from tresnet.card import cell, network_section, preprocessing_section, table
 from tresnet.checkpoint import ModelFacts
 
@@ -162,11 +161,11 @@ def _confusion(evaluation: Evaluation) -> str:
         words = "Rows: the right label. Columns: the answer (`confusion.png`)."
         rows = [(label, *(count or "" for count in row)) for label, row in zip(labels, counts.tolist(), strict=True)]
         return f"## Confusion\n\n{words}\n\n{table(('', *map(cell, labels)), rows)}"
-    pairs = zip(evaluation.targets.tolist(), evaluation.scores.argmax(axis=1).tolist(), strict=True)
-    wrong = Counter((right, said) for right, said in pairs if right != said)
-    most = sorted(wrong.items(), key=lambda item: (-item[1], item[0]))[:_MATRIX_LABELS]
+    wrong = [(pair, count) for pair, count in confusion_pairs(evaluation).items() if pair[0] != pair[1]]
+    most = sorted(wrong, key=lambda item: (-item[1], item[0]))[:_MATRIX_LABELS]
     rows = [(labels[right], labels[said], count) for (right, said), count in most]
-    words = "The most frequent (`confusion.png`; all are in `confusion.json`)."
+    drawn = "`confusion.png`; " if len(labels) <= MOST_DRAWN else ""
+    words = f"The most frequent ({drawn}all are in `confusion.json`)."
     return f"## Confusion\n\n{words}\n\n{table(('right', 'answered', 'pictures'), rows)}"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,9 @@ import numpy.typing as npt
 
 from training.evaluation import Evaluation
 from training.metrics import Bin, average_precisions, reliability
+
+MOST_DRAWN = 1000
+"""Labels up to which all pairs of them are counted and drawn; of more only those that occur are written."""
 
 
 def write_report(folder: Path, evaluation: Evaluation) -> None:
@@ -23,10 +27,18 @@ def write_report(folder: Path, evaluation: Evaluation) -> None:
     (folder / "calibration.json").write_text(json.dumps([row._asdict() for row in bins], indent=1) + "\n")
     _draw_calibration(folder / "calibration.png", bins, evaluation.figures["ece"])
     if evaluation.task == "classify":
+        _write_confusion(folder, evaluation)
+
+
+def _write_confusion(folder: Path, evaluation: Evaluation) -> None:
+    content: dict[str, Any] = {"labels": evaluation.labels, "rows": "right", "columns": "answered"}
+    if len(evaluation.labels) <= MOST_DRAWN:
         counts = confusion(evaluation)
-        content = {"labels": evaluation.labels, "counts": counts.tolist(), "rows": "right", "columns": "answered"}
-        (folder / "confusion.json").write_text(json.dumps(content) + "\n")
+        content["counts"] = counts.tolist()
         _draw_confusion(folder / "confusion.png", counts, evaluation.labels)
+    else:  # a full matrix would take gigabytes, and nearly all of it is nothing
+        content["pairs"] = [(*pair, count) for pair, count in sorted(confusion_pairs(evaluation).items())]
+    (folder / "confusion.json").write_text(json.dumps(content) + "\n")
 
 
 def per_label_table(evaluation: Evaluation) -> list[dict[str, Any]]:
@@ -51,6 +63,12 @@ def per_label_table(evaluation: Evaluation) -> list[dict[str, Any]]:
         for row, threshold in zip(table, evaluation.thresholds or [], strict=False):
             row["threshold"] = threshold
     return table
+
+
+def confusion_pairs(evaluation: Evaluation) -> Counter[tuple[int, int]]:
+    """How many pictures of the first label were answered with the second, where any were."""
+    answered = evaluation.scores.argmax(axis=1)
+    return Counter(zip(evaluation.targets.tolist(), answered.tolist(), strict=True))
 
 
 def confusion(evaluation: Evaluation) -> npt.NDArray[np.int64]:
