@@ -381,6 +381,33 @@ def test_a_key_is_asked_for_and_a_large_picture_refused_in_words(
         expect(page.locator("#key")).to_be_focused()
 
 
+def test_a_late_refusal_leaves_a_newer_key_alone(server: Server, open_page: Open, digit_files: list[bytes]) -> None:
+    page = open_page(server.url)
+    held: list[Route] = []
+    refusal = {"status": 401, "code": "unauthorized", "detail": "no key", "request_id": "r"}
+
+    def hold(route: Route) -> None:
+        if route.request.headers.get("x-api-key") == "tresnet_new":
+            route.continue_()
+        else:
+            held.append(route)
+
+    page.route("**/classify?*", hold)
+    page.set_input_files("#files", [upload(f"{i}.png", digit_files[i]) for i in range(2)])
+    for _ in range(SECONDS // 50):
+        if len(held) == 2:
+            break
+        page.wait_for_timeout(50)
+    held.pop().fulfill(status=401, json=refusal)
+    page.locator("#key").fill("tresnet_new")
+    page.keyboard.press("Enter")
+    expect(page.locator(ANSWERED)).to_have_count(1)
+    held.pop().fulfill(status=401, json=refusal)
+    expect(page.locator(ANSWERED)).to_have_count(2)
+    expect(page.locator("#key-form")).to_be_hidden()
+    assert held == []
+
+
 CARD = """# digits
 Trained on *handwritten* digits, see [the paper](https://arxiv.org/abs/2003.13630).
 <img src=x onerror="throw 1"> [a trap](javascript:throw_1)

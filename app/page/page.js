@@ -127,7 +127,7 @@ function unanswered(card, question, problem) {
     card.wait("asking without a map");
   } else if (problem.isForKey) {
     card.wait("waiting for an API key");
-    askForKey();
+    if (!problem.isOfFormerKey) askForKey();
   } else if (problem.isBusy) {
     const seconds = problem.retryAfterS ?? 1;
     card.notBefore = performance.now() + 1000 * seconds;
@@ -160,6 +160,7 @@ async function serviceChanged(state, before) {
     $("key-form").hidden = true;
     $("forget-key").hidden = !service.hasKey();
   } catch (problem) {
+    if (problem.isForKey && problem.isOfFormerKey) return; // the key's own question is under way
     if (problem.isForKey) askForKey();
     else watch.lost(problem);
   }

@@ -17,6 +17,7 @@ export class Problem extends Error {
   constructor(status, { code = "", detail = "", requestId = "", retryAfterS = null } = {}) {
     super(detail || `status ${status}`);
     Object.assign(this, { status, code, detail, requestId, retryAfterS });
+    this.isOfFormerKey = false; // another key has been given since the question was sent
   }
 
   get isForKey() {
@@ -37,6 +38,7 @@ export class Problem extends Error {
 }
 
 let key = "";
+let keysGiven = 0;
 try {
   key = sessionStorage.getItem(KEY) ?? "";
 } catch {
@@ -49,6 +51,7 @@ export function hasKey() {
 
 export function setKey(value) {
   key = value;
+  keysGiven += 1;
   try {
     if (value) sessionStorage.setItem(KEY, value);
     else sessionStorage.removeItem(KEY);
@@ -60,6 +63,7 @@ export function setKey(value) {
 async function request(path, options = {}) {
   const headers = { ...options.headers };
   if (key) headers["X-API-Key"] = key;
+  const keysBefore = keysGiven;
   let response;
   try {
     response = await fetch(new URL(path, root), { cache: "no-store", ...options, headers });
@@ -67,7 +71,11 @@ async function request(path, options = {}) {
     if (options.signal?.aborted) throw error;
     throw new Problem(0);
   }
-  if (!response.ok) throw await problemOf(response);
+  if (!response.ok) {
+    const problem = await problemOf(response);
+    problem.isOfFormerKey = keysGiven !== keysBefore;
+    throw problem;
+  }
   try {
     return { document: await response.json(), headers: response.headers };
   } catch (error) {
