@@ -408,6 +408,19 @@ def test_a_late_refusal_leaves_a_newer_key_alone(server: Server, open_page: Open
     assert held == []
 
 
+def test_an_answer_that_is_none_is_a_problem_of_its_own(
+    server: Server, open_page: Open, digit_files: list[bytes]
+) -> None:
+    page = open_page(server.url)
+    page.route("**/classify?*", lambda route: route.fulfill(json={"results": [{"predictions": [{"label": 7}]}]}))
+    drop(page, "digit.png", digit_files[0])
+    expect(page.locator(FAILED)).to_contain_text("The answer cannot be read")
+    expect(page.locator("#banner")).to_be_hidden()
+    page.route("**/models", lambda route: route.fulfill(json=[]))
+    page.reload()
+    expect(page.locator("#banner")).to_contain_text("not an answer of this service")
+
+
 CARD = """# digits
 Trained on *handwritten* digits, see [the paper](https://arxiv.org/abs/2003.13630).
 <img src=x onerror="throw 1"> [a trap](javascript:throw_1)

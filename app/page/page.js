@@ -44,7 +44,13 @@ function showAnswers() {
 
 async function addSample({ dataset: { sample, task, label } }) {
   if (settings.prefer(task, label)) askAllAgain();
-  const picture = await (await fetch(new URL(sample, import.meta.url))).blob();
+  let picture;
+  try {
+    picture = await (await fetch(new URL(sample, import.meta.url))).blob();
+  } catch {
+    watch.lost(new service.Problem(0));
+    return;
+  }
   add([new File([picture], sample, { type: picture.type })]);
 }
 
@@ -58,7 +64,7 @@ function listenForPictures() {
     };
   }
   for (const sample of document.querySelectorAll(".sample")) {
-    sample.onclick = () => addSample(sample).catch(() => watch.lost(new service.Problem(0)));
+    sample.onclick = () => addSample(sample);
   }
   document.addEventListener("paste", ({ clipboardData }) => add(clipboardData?.files ?? []));
   const carriesFiles = (event) => event.dataTransfer?.types.includes("Files");
@@ -160,6 +166,7 @@ async function serviceChanged(state, before) {
     $("key-form").hidden = true;
     $("forget-key").hidden = !service.hasKey();
   } catch (problem) {
+    if (!(problem instanceof service.Problem)) throw problem; // a fault of the page's own
     if (problem.isForKey && problem.isOfFormerKey) return; // the key's own question is under way
     if (problem.isForKey) askForKey();
     else watch.lost(problem);

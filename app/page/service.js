@@ -84,6 +84,10 @@ async function request(path, options = {}) {
   }
 }
 
+function notUnderstood() {
+  return new Problem(200, { code: "not_understood", detail: "what came is not an answer of this service" });
+}
+
 async function problemOf(response) {
   const given = { requestId: response.headers.get("X-Request-ID") ?? "" };
   const retryAfter = Number(response.headers.get("Retry-After"));
@@ -98,13 +102,16 @@ async function problemOf(response) {
 }
 
 export async function models() {
-  return (await request("models")).document.models;
+  const { document } = await request("models");
+  const understood = Array.isArray(document?.models) && document.models.every((model) => model?.name && Array.isArray(model.labels));
+  if (!understood) throw notUnderstood();
+  return document.models;
 }
 
 /** The model's card as Markdown, or null where it has none. */
 export async function modelCard(name) {
   try {
-    return (await request(`models/${encodeURIComponent(name)}`)).document.card ?? null;
+    return (await request(`models/${encodeURIComponent(name)}`)).document?.card ?? null;
   } catch (error) {
     if (error instanceof Problem) return null;
     throw error;
@@ -127,7 +134,11 @@ export async function ask(task, parameters, body, signal) {
     signal,
   });
   const tookMs = performance.now() - asked;
-  return { model: document.model, result: document.results[0], times: stages(headers.get("Server-Timing"), tookMs) };
+  const result = document?.results?.[0];
+  const found = result?.predictions ?? result?.tags;
+  const understood = document?.model && Array.isArray(found) && found.every((entry) => typeof entry?.label === "string" && Number.isFinite(entry.score));
+  if (!understood) throw notUnderstood();
+  return { model: document.model, result, times: stages(headers.get("Server-Timing"), tookMs) };
 }
 
 function stages(header, tookMs) {
@@ -171,7 +182,7 @@ export class Watch {
     let models = "";
     try {
       const { document } = await request("readyz", { signal: AbortSignal.timeout(PROBE_TIMEOUT_MS) });
-      models = String(document.models);
+      models = String(document?.models);
     } catch (error) {
       problem = error instanceof Problem ? error : new Problem(0);
     }

@@ -17,6 +17,7 @@ const TITLES = {
   deadline_exceeded: "It took too long",
   triton_error: "The model’s server answered with nonsense",
   unauthorized: "An API key is needed",
+  not_understood: "The answer cannot be read",
   client_left: "The connection broke",
 };
 
