@@ -452,6 +452,22 @@ def test_the_models_card_is_shown_and_cannot_run_anything(server: Server, open_p
     ]
 
 
+@pytest.mark.parametrize("text", ["# x" + " " * 60_000 + "#x", "[" * 60_000, "[a](b" * 12_000, "# a #", "# a C#"])
+def test_no_card_takes_long(server: Server, open_page: Open, text: str) -> None:
+    page = open_page(server.url)
+    took_ms, shown = page.evaluate(
+        """async (text) => {
+            const { render } = await import("/page/markdown.js");
+            const began = performance.now();
+            const nodes = render(text);
+            return [performance.now() - began, nodes.map((node) => node.textContent).join("")];
+        }""",
+        text,
+    )
+    assert took_ms < 3000
+    assert shown == text.removeprefix("# ").removesuffix(" #")
+
+
 def test_below_a_path_prefix(server: Server, open_page: Open, digit_files: list[bytes]) -> None:
     page = open_page(f"{server.url}/livez")  # asks for nothing more
     outside: list[str] = []

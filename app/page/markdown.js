@@ -6,6 +6,7 @@
 import { el } from "./dom.js";
 
 const INLINE = /`([^`]+)`|\*\*([^*]+)\*\*|\*([^*\s][^*]*)\*|(!?)\[([^\]]*)\]\(([^)\s]+)\)/g;
+const MOST_AT_ONCE = 4000; // characters; what a hostile card makes of a pattern stays a matter of milliseconds
 const BLOCKS = [
   [/^```/, fenced],
   [/^#{1,6}\s/, heading],
@@ -42,8 +43,12 @@ function fenced(lines) {
 }
 
 function heading(lines, offset) {
-  const [, marks, text] = /^(#+)\s+(.*?)\s*#*$/.exec(lines.shift()) ?? [];
-  return el(`h${Math.min(6, (marks?.length ?? 1) + offset)}`, {}, ...inline(text ?? ""));
+  const line = lines.shift().trimEnd();
+  const level = /^#+/.exec(line)[0].length;
+  let end = line.length;
+  while (end > level && line[end - 1] === "#") end -= 1;
+  const closes = /\s/.test(line[end - 1]); // as in `# About #`, but not in `# About C#`
+  return el(`h${Math.min(6, level + offset)}`, {}, ...inline(line.slice(level, closes ? end : line.length).trim()));
 }
 
 function paragraph(lines) {
@@ -80,6 +85,22 @@ function plain(text) {
 }
 
 function inline(text) {
+  return [...pieces(text)].flatMap(marked);
+}
+
+/** Cut at spaces; together they are the text. */
+function* pieces(text) {
+  let start = 0;
+  while (text.length - start > MOST_AT_ONCE) {
+    const space = text.lastIndexOf(" ", start + MOST_AT_ONCE);
+    const end = space > start ? space : start + MOST_AT_ONCE;
+    yield text.slice(start, end);
+    start = end;
+  }
+  yield text.slice(start);
+}
+
+function marked(text) {
   const nodes = [];
   let end = 0;
   for (const match of text.matchAll(INLINE)) {
