@@ -437,7 +437,7 @@ Trained on *handwritten* digits, see [the paper](https://arxiv.org/abs/2003.1363
 
 def test_the_models_card_is_shown_and_cannot_run_anything(server: Server, open_page: Open) -> None:
     page = open_page(server.url)
-    page.route("**/models/digits", lambda route: route.fulfill(json={"name": "digits", "card": CARD}))
+    page.route("**/models/digits?version=1", lambda route: route.fulfill(json={"name": "digits", "card": CARD}))
     page.reload()
     page.get_by_text("About digits").click()
     card = page.locator("#model-card-text")

@@ -108,10 +108,10 @@ export async function models() {
   return document.models;
 }
 
-/** The model's card as Markdown, or null where it has none. */
-export async function modelCard(name) {
+/** The card of a model's version as Markdown, or null where it has none. */
+export async function modelCard({ name, version }) {
   try {
-    return (await request(`models/${encodeURIComponent(name)}`)).document?.card ?? null;
+    return (await request(`models/${encodeURIComponent(name)}?${new URLSearchParams({ version })}`)).document?.card ?? null;
   } catch (error) {
     if (error instanceof Problem) return null;
     throw error;

@@ -76,7 +76,7 @@ export class Settings {
   #showModel() {
     if (this.model) $("top_k").max = this.model.labels.length;
     this.#showTask();
-    this.#showCard(this.model?.name);
+    this.#showCard(this.model);
   }
 
   #showTask() {
@@ -88,13 +88,14 @@ export class Settings {
     $("no-maps").hidden = !this.withoutMaps.has(name) || !$("explain").checked;
   }
 
-  async #showCard(name) {
-    if (name === this.cardOf) return;
-    this.cardOf = name;
+  async #showCard(model) {
+    const wanted = model && `${model.name} ${model.version}`;
+    if (wanted === this.cardOf) return;
+    this.cardOf = wanted;
     $("model-card").hidden = true;
-    const markdown = name ? await service.modelCard(name) : null;
-    if (name !== this.cardOf || !markdown) return;
-    $("model-card-name").textContent = name;
+    const markdown = model ? await service.modelCard(model) : null;
+    if (wanted !== this.cardOf || !markdown) return;
+    $("model-card-name").textContent = model.name;
     $("model-card-text").replaceChildren(...render(markdown));
     $("model-card").hidden = false;
   }
