@@ -124,7 +124,7 @@ def test_a_model_that_is_not_there(server: Server, path: str, code: str) -> None
 
 
 def test_a_card_of_ones_own_and_what_the_export_changed(tmp_path: Path) -> None:
-    random_checkpoint(tmp_path / "c.pt", task="classify", labels=["a|b", "<b>"], size=32, arch="tresnet_s")
+    random_checkpoint(tmp_path / "c.pt", task="classify", labels=["a|b", "<b> *c* [d]"], size=32, arch="tresnet_s")
     (tmp_path / "own.md").write_text("# Mine\n\nFor lilies alone.\n")
     (tmp_path / "long.md").write_text("x" * 70_000)
     (tmp_path / "names").write_text("lily\nrose\n")
@@ -140,7 +140,7 @@ def test_a_card_of_ones_own_and_what_the_export_changed(tmp_path: Path) -> None:
     assert re.search(r"not measured: image size 40\n", own)
     assert "renamed" in own
     short = card("short")
-    assert r"a\|b, &lt;b>" in short
+    assert r"a\|b, &lt;b> \*c\* \[d]" in short
     assert not re.search("renamed|other preprocessing", short)
     refused = run_tresnet(*base, "--name", "long", "--card", "long.md", cwd=tmp_path)
     assert (refused.returncode, len(refused.stderr.strip().splitlines())) == (2, 1)

@@ -431,7 +431,7 @@ Trained on *handwritten* digits, see [the paper](https://arxiv.org/abs/2003.1363
 | held out | `98.6 %` |
 
 - no letters
-- no words: a\\|b, &lt;b>
+- no words: a\\|b, &lt;b>, \\*c\\*, \\[d](https://e.org), \\`e\\`
 """
 
 
@@ -445,7 +445,7 @@ def test_the_models_card_is_shown_and_cannot_run_anything(server: Server, open_p
     expect(card.get_by_role("cell", name="98.6 %")).to_be_visible()
     expect(card.get_by_role("listitem")).to_have_count(2)
     expect(card).to_contain_text("<img src=x onerror")
-    expect(card.get_by_role("listitem").last).to_have_text("no words: a|b, <b>")
+    expect(card.get_by_role("listitem").last).to_have_text("no words: a|b, <b>, *c*, [d](https://e.org), `e`")
     assert card.locator("img").count() == 0
     assert card.locator("a").evaluate_all("links => links.map((link) => link.href)") == [
         "https://arxiv.org/abs/2003.13630"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 
 from tresnet.checkpoint import ModelFacts
@@ -28,7 +29,7 @@ def cell(value: object) -> str:
         return f"{value:.3f}"
     text = " ".join(str(value).split())
     text = text if len(text) <= _CELL_CHARACTERS else text[: _CELL_CHARACTERS - 1] + "…"
-    return text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
+    return re.sub(r"[\\|`*\[]", r"\\\g<0>", text).replace("<", "&lt;")
 
 
 def network_section(facts: ModelFacts) -> str:

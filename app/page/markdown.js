@@ -5,7 +5,7 @@
 
 import { el } from "./dom.js";
 
-const INLINE = /`([^`]+)`|\*\*([^*]+)\*\*|\*([^*\s][^*]*)\*|(!?)\[([^\]]*)\]\(([^)\s]+)\)/g;
+const INLINE = /\\[\\|`*[]|`([^`]+)`|\*\*([^*]+)\*\*|\*([^*\s][^*]*)\*|(!?)\[([^\]]*)\]\(([^)\s]+)\)/g;
 const MOST_AT_ONCE = 4000; // characters; what a hostile card makes of a pattern stays a matter of milliseconds
 const BLOCKS = [
   [/^```/, fenced],
@@ -81,7 +81,7 @@ function cells(line) {
 
 /** What the cards' own writer escapes, for labels may hold anything. */
 function plain(text) {
-  return text.replace(/\\([\\|])/g, "$1").replaceAll("&lt;", "<");
+  return text.replace(/\\([\\|`*[])/g, "$1").replaceAll("&lt;", "<");
 }
 
 function inline(text) {
@@ -107,7 +107,8 @@ function marked(text) {
     const [whole, code, strong, emphasis, picture, label, target] = match;
     nodes.push(plain(text.slice(end, match.index)));
     end = match.index + whole.length;
-    if (code) nodes.push(el("code", {}, code));
+    if (whole[0] === "\\") nodes.push(plain(whole));
+    else if (code) nodes.push(el("code", {}, code));
     else if (strong) nodes.push(el("strong", {}, plain(strong)));
     else if (emphasis) nodes.push(el("em", {}, plain(emphasis)));
     else if (picture) nodes.push(el("em", {}, label ? `(picture: ${label})` : "(picture)"));
