@@ -145,6 +145,6 @@ class AsyncClient:
             return None
         try:
             response = await self._http.send(http_request(self._http, step))
-        except httpx.TransportError as error:
+        except httpx.RequestError as error:
             return error
         return Reply(response.status_code, response.headers, response.content)

@@ -55,7 +55,7 @@ class Reply:
     body: bytes
 
 
-Outcome: TypeAlias = Reply | httpx.TransportError | None
+Outcome: TypeAlias = Reply | httpx.RequestError | None
 Conversation: TypeAlias = Generator[Send | Pause, Outcome, T]
 
 _PASSING = (httpx.NetworkError, httpx.TimeoutException, httpx.RemoteProtocolError, httpx.ProxyError)
@@ -155,6 +155,8 @@ def _until_answered(request: Request, trial: Trial) -> Conversation[Reply]:
             refusal = _refusal(outcome)
             pause_s = trial.pause_s(refusal.retry_after_s) if refusal.status in RETRIED else None
             error: ClientError = refusal
+        elif isinstance(outcome, httpx.DecodingError):
+            raise NotAGatewayError("what answers is no gateway of this kind: its answer cannot be read")
         else:
             pause_s = trial.pause_s(None) if isinstance(outcome, _PASSING) else None
             error = UnreachableError(str(outcome) or type(outcome).__name__)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import ssl
 from typing import Any
 
@@ -11,6 +12,7 @@ import httpx
 from client.conversation import Send
 from client.errors import ClientError
 
+_KEY = re.compile("[!-~]+")
 _CONNECT_S = 5.0
 _GRACE_S = 2.0
 """Beyond the deadline that the gateway knows, so that its own 504 arrives."""
@@ -20,7 +22,7 @@ def http_options(url: str, api_key: str | None, verify: ssl.SSLContext | bool) -
     """How to make an httpx client: no redirects, and as many connections as are asked for.
 
     Raises:
-        ClientError: if ``url`` is none of HTTP.
+        ClientError: if ``url`` is none of HTTP, or ``api_key`` is no key.
     """
     try:
         parsed = httpx.URL(url)
@@ -28,6 +30,8 @@ def http_options(url: str, api_key: str | None, verify: ssl.SSLContext | bool) -
         raise ClientError(f"{url!r} is not http://HOST:PORT: {error}") from error
     if parsed.scheme not in ("http", "https") or not parsed.host:
         raise ClientError(f"{url!r} is not http://HOST:PORT")
+    if api_key and not _KEY.fullmatch(api_key):
+        raise ClientError("an API key is printable ASCII without spaces, as `tresnet key` makes it")
     return {
         "base_url": url.rstrip("/"),
         "headers": {"X-API-Key": api_key} if api_key else {},

@@ -153,6 +153,6 @@ class Client:
             return None
         try:
             response = self._http.send(http_request(self._http, step))
-        except httpx.TransportError as error:
+        except httpx.RequestError as error:
             return error
         return Reply(response.status_code, response.headers, response.content)

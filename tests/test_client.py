@@ -21,6 +21,7 @@ from conftest import Guarded, Server, free_port, until
 from client import (
     AsyncClient,
     Client,
+    ClientError,
     HeatMap,
     NotAGatewayError,
     Patience,
@@ -168,6 +169,7 @@ def test_it_asks_again_after_retry_after_and_not_before() -> None:
         ((422, {}, problem(422, "undecodable_image")), RefusedError, 1),
         ((404, {}, b"<html>"), NotAGatewayError, 1),
         ((200, {}, {"hello": "world"}), NotAGatewayError, 1),
+        ((200, {"Content-Encoding": "gzip"}, b"not gzip"), NotAGatewayError, 1),
     ],
 )
 def test_it_gives_up(answer: tuple[int, dict[str, str], object], expected: type[Exception], requests: int) -> None:
@@ -179,6 +181,13 @@ def test_it_gives_up(answer: tuple[int, dict[str, str], object], expected: type[
         if isinstance(caught.value, UnavailableError) and requests == 1:
             assert caught.value.retry_after_s is not None
             assert caught.value.retry_after_s >= 60
+
+
+@pytest.mark.parametrize("key", ["clé", "two words", "line\nbreak"])
+def test_what_is_no_key_is_an_error_of_the_client(key: str) -> None:
+    for kind in (Client, AsyncClient):
+        with pytest.raises(ClientError, match="API key"):
+            kind(api_key=key)
 
 
 def test_nobody_is_there() -> None:
