@@ -98,6 +98,8 @@ class AsyncClient:
         ordered: bool,
         parameters: Parameters,
     ) -> AsyncIterator[Result]:
+        if connections < 1:
+            raise ValueError("connections must be at least 1")
         stop = Stop()
         waiting = batches(pictures, batch_size)
         places = asyncio.Semaphore(connections)

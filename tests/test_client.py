@@ -249,6 +249,18 @@ def test_who_leaves_a_stream_waits_for_nothing() -> None:
         until(lambda: not any(thread.name.startswith("tresnet-client") for thread in threads()), "its threads end", 10)
 
 
+def test_no_connections_are_an_error_not_a_wait() -> None:
+    async def asynchronously() -> None:
+        async with AsyncClient() as gateway:
+            async for _ in gateway.classify_each([b"x"], connections=0):
+                pass
+
+    with pytest.raises(ValueError):
+        asyncio.run(asyncio.wait_for(asynchronously(), 10))
+    with Client() as gateway, pytest.raises(ValueError):
+        next(gateway.classify_each([b"x"], connections=0))
+
+
 def test_heat_maps_are_typed() -> None:
     entry = {"label": "7", "label_id": 7, "score": 0.9, "heat_map": [[0.5, -1.0], [2.0, 0.0]]}
     result = {"id": "0", "status": "ok", "width": 4, "height": 3, "heat_map_box": [0, 0, 3, 3],
