@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from training.metrics import (
     precision_recall_f1,
     to_scores,
 )
+from training.recipes import find_recipe
 from training.report import write_report
 from tresnet.checkpoint import ModelFacts, build_model, initialise, load_checkpoint, save_checkpoint
 from tresnet.model import create_model
@@ -115,6 +117,17 @@ def test_calibration_and_thresholds_travel_with_the_model(tmp_path: Path) -> Non
     with torch.no_grad():
         logits = build_model(load_checkpoint(path))(pixels.permute(0, 3, 1, 2) / 255)
     assert torch.allclose(scores, (logits / 2.5).sigmoid(), atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("pictures", "processes", "accumulate", "batch_size"),
+    [(1000, 1, 1, 64), (100, 1, 1, 8), (10, 1, 1, 8), (10, 8, 2, 16), (10, 16, 4, 64), (10, 3, 1, 64)],
+)
+def test_a_small_batch_is_still_one_for_all_processes(
+    pictures: int, processes: int, accumulate: int, batch_size: int
+) -> None:
+    recipe = replace(find_recipe("transfer"), accumulate=accumulate)
+    assert recipe.fitted(pictures, processes).batch_size == batch_size
 
 
 def test_of_thousands_of_labels_only_the_pairs_that_occur_are_written(tmp_path: Path) -> None:

@@ -89,7 +89,7 @@ def _train(run: Run, world: World) -> Evaluation:
     how = recipe.preprocessing()
     checks = resumed is None or run.skip_bad  # pictures that were good stay so; those left out must be known again
     data = load_data(recipe, how, run.seed, run.data, checked_by=world if checks else None, skip_bad=run.skip_bad)
-    run = replace(run, recipe=(recipe := recipe.fitted(len(data.train))))
+    run = replace(run, recipe=(recipe := recipe.fitted(len(data.train), world.size)))
     trainer = _Trainer(run, data, world)
     if resumed is not None:
         trainer.resume(resumed)

@@ -64,10 +64,10 @@ class Recipe:
         """How pictures are prepared for evaluation and for serving."""
         return Preprocessing(image_size=self.image_size, resize_mode=self.resize_mode, crop_pct=self.crop_pct)
 
-    def fitted(self, pictures: int) -> Recipe:
-        """The recipe for so many training pictures."""
-        batch_size = self.batch_size
-        while self.fits_small_data and pictures < 8 * batch_size and batch_size >= 16:
+    def fitted(self, pictures: int, processes: int = 1) -> Recipe:
+        """The recipe for so many training pictures; a batch can still be cut into the parts of an accumulated step."""
+        batch_size, parts = self.batch_size, processes * self.accumulate
+        while self.fits_small_data and pictures < 8 * batch_size and batch_size >= 16 and batch_size // 2 % parts == 0:
             batch_size //= 2
         return replace(self, batch_size=batch_size)
 
