@@ -14,7 +14,15 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from tresnet.errors import UserError
+
 RESULTS = Path(__file__).parent / "results"
+
+
+def check_place(wanted: Path | None) -> None:
+    """Raise :class:`UserError` unless the table and the picture, named after the JSON, can stand beside it."""
+    if wanted is not None and wanted.suffix != ".json":
+        raise UserError(f"--write takes a name that ends in .json, not {str(wanted)!r}: .txt and .png come beside it")
 
 
 def place_for(name: str, content: dict[str, Any], wanted: Path | None) -> Path | None:

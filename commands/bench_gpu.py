@@ -53,11 +53,12 @@ def gpu_models(
     """TResNet, its ablation and timm's networks on a GPU, and the serving program in every form."""
     with fails_with_2():
         from benchmarks.gpu_models import Options, run_gpu_models
-        from benchmarks.gpu_report import draw_models, model_tables
+        from benchmarks.gpu_report import check_place, draw_models, model_tables
         from tresnet.devices import choose_device
         from tresnet.errors import UserError
         from tresnet.inplace_abn import resolve_norm
 
+        check_place(write)
         where = choose_device(device)
         options = Options(
             device=where,
@@ -99,10 +100,11 @@ def gpu_service(
 ) -> None:
     """The gateway and the bundled Triton on a GPU, from JPEG bytes over HTTP, beside the bare serving program."""
     with fails_with_2():
-        from benchmarks.gpu_report import draw_service, service_table
+        from benchmarks.gpu_report import check_place, draw_service, service_table
         from benchmarks.gpu_service import Options, run_gpu_service
         from tresnet.devices import choose_device
 
+        check_place(write)
         options = Options(
             device=choose_device(device),
             model=model,
@@ -156,6 +158,9 @@ def _numbers(text: str, option: str) -> tuple[int, ...]:
     from tresnet.errors import UserError
 
     try:
-        return tuple(int(part) for part in text.split(","))
+        numbers = tuple(int(part) for part in text.split(","))
     except ValueError as error:
         raise UserError(f"{option} takes numbers split by commas, not {text!r}") from error
+    if min(numbers) < 1:
+        raise UserError(f"{option} takes numbers from 1 on, not {text!r}")
+    return numbers

@@ -54,6 +54,18 @@ def test_toy_figures_and_a_cpus_are_not_kept_among_the_results(tmp_path: Path) -
     assert place_for("gpu-models", real | {"tiny": "…"}, tmp_path / "x.json") == tmp_path / "x.json"
 
 
+@pytest.mark.parametrize(
+    ("options", "word"), [(("--write", "figures.txt"), ".json"), (("--workers", "4,0"), "--workers"),
+                          (("--connections", "-1"), "--connections")],
+)  # fmt: skip
+def test_what_cannot_be_is_refused_before_anything_is_measured(
+    tmp_path: Path, options: tuple[str, str], word: str
+) -> None:
+    refused = run_tresnet("bench", "gpu-service", "--device", "cpu", "--tiny", *options, cwd=tmp_path)
+    assert (refused.returncode, word in refused.stderr) == (2, True)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_networks_programs_roofline_and_profile(tmp_path: Path) -> None:
     options = ("--networks", f"TResNet-M,ResNet50,{PACKAGE}", "--programs", "eager,frozen,CUDA graph of frozen",
                "--precision", "fp32", "--precisions", "fp32,bf16", "--profile", "TResNet-M")  # fmt: skip
