@@ -21,8 +21,10 @@ def version_card(
     """The card of a version that is exported from ``checkpoint`` with these labels and settings.
 
     Raises:
-        UserError: if it is longer than a model's configuration should hold.
+        UserError: if it is longer than a model's configuration should hold, or ``own`` is empty.
     """
+    if own is not None and not own.strip():
+        raise UserError("the model card of your own is empty: leave --card out for the run's")
     text = own or checkpoint.card or _short_card(checkpoint, labels, how)
     card = f"{text.rstrip()}\n\n## Export\n\n" + "".join(
         f"- {line}\n" for line in _export(checkpoint, labels, how, precision)

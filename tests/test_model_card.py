@@ -127,6 +127,7 @@ def test_a_card_of_ones_own_and_what_the_export_changed(tmp_path: Path) -> None:
     random_checkpoint(tmp_path / "c.pt", task="classify", labels=["a|b", "<b> *c* [d]"], size=32, arch="tresnet_s")
     (tmp_path / "own.md").write_text("# Mine\n\nFor lilies alone.\n")
     (tmp_path / "long.md").write_text("x" * 70_000)
+    (tmp_path / "empty.md").write_text("\n")
     (tmp_path / "names").write_text("lily\nrose\n")
     base = ("export", "c.pt", "--task", "classify", "--max-batch-size", 2)
 
@@ -142,7 +143,8 @@ def test_a_card_of_ones_own_and_what_the_export_changed(tmp_path: Path) -> None:
     short = card("short")
     assert r"a\|b, &lt;b> \*c\* \[d]" in short
     assert not re.search("renamed|other preprocessing", short)
-    refused = run_tresnet(*base, "--name", "long", "--card", "long.md", cwd=tmp_path)
-    assert (refused.returncode, len(refused.stderr.strip().splitlines())) == (2, 1)
-    assert "characters" in refused.stderr
-    assert not (tmp_path / "model_repository" / "long").exists()
+    for file, word in (("long.md", "characters"), ("empty.md", "empty")):
+        refused = run_tresnet(*base, "--name", "refused", "--card", file, cwd=tmp_path)
+        assert (refused.returncode, len(refused.stderr.strip().splitlines())) == (2, 1)
+        assert word in refused.stderr
+        assert not (tmp_path / "model_repository" / "refused").exists()
