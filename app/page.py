@@ -13,6 +13,7 @@ from starlette.responses import Response
 from starlette.staticfiles import StaticFiles
 
 PREFIX = "/page/"
+_METHODS = ["GET", "HEAD"]
 _FOLDER = Path(__file__).with_name("page")
 _SWAGGER_UI = ("fastapi_swagger", "resources")  # the package that carries Swagger UI's own files
 
@@ -36,14 +37,14 @@ def add_pages(app: FastAPI) -> None:
         response.headers.update({"Cache-Control": "no-cache", "Content-Security-Policy": policy})
         return response
 
-    @app.get("/", include_in_schema=False)
+    @app.api_route("/", methods=_METHODS, include_in_schema=False)
     async def home(request: Request) -> Response:
         return await send(request, "index.html", _PAGE_POLICY)
 
-    @app.get("/docs", include_in_schema=False)
+    @app.api_route("/docs", methods=_METHODS, include_in_schema=False)
     async def docs(request: Request) -> Response:
         return await send(request, "docs.html", _DOCS_POLICY)
 
-    @app.get(PREFIX + "{name:path}", include_in_schema=False)
+    @app.api_route(PREFIX + "{name:path}", methods=_METHODS, include_in_schema=False)
     async def page_file(request: Request, name: str) -> Response:
         return await send(request, name, _PAGE_POLICY)

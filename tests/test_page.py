@@ -530,5 +530,9 @@ def test_files_are_sent_once(server: Server) -> None:
     assert first.headers["cache-control"] == "no-cache"
     again = httpx.get(f"{server.url}/page/page.js", headers={"If-None-Match": first.headers["etag"]})
     assert (again.status_code, again.content) == (304, b"")
+    for path in ("/", "/docs", "/page/page.js"):
+        head, whole = httpx.head(server.url + path), httpx.get(server.url + path)
+        assert (head.status_code, head.content, int(head.headers["content-length"])) == (200, b"", len(whole.content))
+        assert head.headers["content-security-policy"] == whole.headers["content-security-policy"]
     for path in ("/page/", "/page/%2e%2e/api.py", "/page/nothing.js"):
         assert httpx.get(server.url + path).json()["code"] == "not_found"
