@@ -55,11 +55,11 @@ $(VENV)/deploy/bin/promtool: deploy/prometheus_tools.sh $(VENV)/.installed
 	sh deploy/prometheus_tools.sh $(VENV)/deploy || true
 
 # The examples are run where Debian has their languages (13 s for Go); elsewhere their tests are skipped.
-$(VENV)/.languages:
+$(VENV)/.languages: | $(VENV)/.installed
 	@for pair in curl:curl node:nodejs go:golang-go; do \
 		command -v $${pair%:*} >/dev/null || missing="$$missing $${pair#*:}"; done; \
-	test -z "$$missing" || { apt-get update -qq && apt-get install -y -qq --no-install-recommends $$missing; } || true
-	touch $@
+	if test -z "$$missing" || { apt-get update -qq && apt-get install -y -qq --no-install-recommends $$missing; }; \
+	then touch $@; fi
 
 test: setup-dev inplace-abn $(VENV)/deploy/bin/promtool $(VENV)/.languages  ## the whole test suite, with a real Triton
 	$(MAKE) --no-print-directory wrk || true
