@@ -22,6 +22,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from app.freed_memory import ACTIVATIONS
 from app.model_control import ModelControl
 from tresnet.errors import UserError
 
@@ -143,6 +144,7 @@ class BundledTriton:
             libraries.append(str(own))
         libraries += [path for path in [os.environ.get("LD_LIBRARY_PATH", "")] if path]
         return {
+            **ACTIVATIONS,
             **{key: value for key, value in os.environ.items() if not key.startswith("TRESNET_")},
             # The stub finds its packages through the first python on PATH, and through nothing else.
             "PATH": f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}",

@@ -22,6 +22,7 @@ import numpy as np
 
 from app.decode_process import ANSWER, MESSAGE_BYTES, PREPARED, READY, REQUEST, TOO_MANY_PIXELS, UNDECODABLE
 from app.errors import DeadlineError, RequestError
+from app.freed_memory import PICTURES
 from app.settings import Settings
 from tresnet.picture import PreparedPicture, Preprocessing
 
@@ -196,7 +197,7 @@ def _spawn(max_pixels: int) -> _Process:
             stdin=subprocess.DEVNULL,
             pass_fds=(theirs.fileno(), memory),
             process_group=0,  # a Ctrl-C in the terminal is for the gateway, which finishes its pictures first
-            env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},
+            env={**PICTURES, **os.environ, "OPENBLAS_NUM_THREADS": "1"},
         )
         stack.pop_all()
     theirs.close()

@@ -18,6 +18,7 @@ from uvicorn.supervisors import Multiprocess
 
 from app.api import create_app
 from app.bundled_triton import BundledTriton, default_home
+from app.freed_memory import keep_freed_memory
 from app.keys import read_keys
 from app.logs import configure_logging
 from app.metrics import MULTIPROCESS_DIR
@@ -84,6 +85,7 @@ def build_app(settings: Settings, parent: int) -> FastAPI:
     if os.getpid() != parent:
         configure_logging(settings.log_format, settings.log_level)
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)  # no worker outlives a parent that was killed
+    keep_freed_memory()
     return create_app(settings)
 
 

@@ -7,11 +7,13 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from io import BytesIO
 from pathlib import Path
 
 import httpx
 import pytest
-from conftest import Server, command, is_running, start_server
+from conftest import Server, command, is_running, running_server, start_server, until
+from PIL import Image
 
 
 def decoders(server: Server) -> list[int]:
@@ -20,20 +22,23 @@ def decoders(server: Server) -> list[int]:
 
 @pytest.fixture(scope="module")
 def own(models: Path) -> Iterator[Server]:
-    server = start_server(models, decode_timeout_ms=1500, decode_processes=1)
-    try:
-        server.wait_ready(60)
+    with running_server(models, decode_timeout_ms=1500, decode_processes=1) as server:
         yield server
-    finally:
-        server.process.send_signal(signal.SIGINT)
-        server.process.wait(40)
 
 
-def until(condition: object, seconds: float = 30) -> None:
-    started = time.monotonic()
-    while not condition():  # type: ignore[operator]
-        assert time.monotonic() - started < seconds
-        time.sleep(0.05)
+def page_faults(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[7])
+
+
+def test_a_picture_is_decoded_in_the_memory_of_the_one_before(own: Server) -> None:
+    file = BytesIO()
+    Image.effect_noise((500, 375), 50).convert("RGB").save(file, "PNG")
+    (decoder,) = decoders(own)
+    faults = []
+    for _ in range(6):
+        assert httpx.post(f"{own.url}/classify", content=file.getvalue()).status_code == 200
+        faults.append(page_faults(decoder))
+    assert faults[-1] - faults[1] < 4 * 50, "a picture of 750 kB has some 200 pages"
 
 
 def test_a_picture_survives_the_death_of_its_process(own: Server, digit_files: list[bytes]) -> None:
