@@ -48,6 +48,10 @@ ApiKey = Annotated[str | None, typer.Option(envvar="TRESNET_API_KEY", help="Wher
 ModelName = Annotated[str | None, typer.Option("--model", help="The model, where several fit.", metavar="NAME")]
 AsJson = Annotated[bool, typer.Option("--json", help="JSON lines: an object for each picture, as it is answered.")]
 AsCsv = Annotated[bool, typer.Option("--csv", help="CSV: a row for each label, as pictures are answered.")]
+Explain = Annotated[
+    bool, typer.Option("--explain", help="With --json: heat maps, of where each label was seen (docs/heat_maps.md).")
+]
+Embedding = Annotated[bool, typer.Option("--embedding", help="With --json: the pooled features, as numbers.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Pictures in one request.")]
 Connections = Annotated[int, typer.Option(min=1, help="Requests at once.")]
 RetryFor = Annotated[float, typer.Option(min=0, help="Seconds to go on trying when the gateway is away or overloaded.")]
@@ -62,13 +66,15 @@ def classify(
     min_score: Annotated[float | None, typer.Option(help="Leave out labels below it.", min=0, max=1)] = None,
     as_json: AsJson = False,
     as_csv: AsCsv = False,
+    explain: Explain = False,
+    embedding: Embedding = False,
     api_key: ApiKey = None,
     batch_size: BatchSize = 16,
     connections: Connections = 4,
     retry_for: RetryFor = 5.0,
 ) -> None:
     """Ask a running gateway for each picture's best labels."""
-    parameters = {"model": model, "top_k": top_k, "min_score": min_score}
+    parameters = {"model": model, "top_k": top_k, "min_score": min_score, "explain": explain, "embedding": embedding}
     _run(
         _Asking("classify", url, api_key, parameters, batch_size, connections, retry_for),
         images or [], paths_from, as_json, as_csv,
@@ -86,13 +92,15 @@ def tag(
     ] = None,
     as_json: AsJson = False,
     as_csv: AsCsv = False,
+    explain: Explain = False,
+    embedding: Embedding = False,
     api_key: ApiKey = None,
     batch_size: BatchSize = 16,
     connections: Connections = 4,
     retry_for: RetryFor = 5.0,
 ) -> None:
     """Ask a running gateway for each picture's tags."""
-    parameters = {"model": model, "max_tags": top_k, "threshold": threshold}
+    parameters = {"model": model, "max_tags": top_k, "threshold": threshold, "explain": explain, "embedding": embedding}
     _run(
         _Asking("tag", url, api_key, parameters, batch_size, connections, retry_for),
         images or [], paths_from, as_json, as_csv,
@@ -129,6 +137,8 @@ def _run(asking: _Asking, images: list[str], paths_from: str | None, as_json: bo
     with fails_with_2():
         if as_json and as_csv:
             raise UserError("--json and --csv exclude each other")
+        if not as_json and (asking.parameters["explain"] or asking.parameters["embedding"]):
+            raise UserError("heat maps and embeddings go into JSON alone: add --json to --explain and --embedding")
         pictures = find_pictures(images, paths_from)
         writer = choose_writer(as_json=as_json, as_csv=as_csv, task=asking.task)
     status = 0

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -146,11 +147,12 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def until(condition: Callable[[], object], what: str, seconds: float = 100) -> None:
+def until(condition: Callable[[], object], what: str = "waited in vain", seconds: float = 100) -> None:
     started = time.monotonic()
     while not condition():
-        assert time.monotonic() - started < seconds, what
-        time.sleep(0.1)
+        if time.monotonic() - started > seconds:
+            raise TimeoutError(what)
+        time.sleep(0.05)
 
 
 def start_server(folder: Path, *options: str, port: int | None = None, **settings: object) -> Server:
@@ -167,6 +169,21 @@ def start_server(folder: Path, *options: str, port: int | None = None, **setting
             start_new_session=True,
         )
     return Server(f"http://127.0.0.1:{port}", process, folder)
+
+
+@contextmanager
+def running_server(
+    folder: Path, *options: str, port: int | None = None, ready_within_s: float = 60, **settings: object
+) -> Iterator[Server]:
+    """A server that is ready; stopped at the end, if it has not ended by itself."""
+    server = start_server(folder, *options, port=port, **settings)
+    try:
+        server.wait_ready(ready_within_s)
+        yield server
+    finally:
+        if server.process.poll() is None:
+            server.process.send_signal(signal.SIGINT)
+        server.process.wait(60)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -195,14 +212,8 @@ def models(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config
 
 @pytest.fixture(scope="session")
 def server(models: Path) -> Iterator[Server]:
-    running = start_server(models)
-    try:
-        running.wait_ready(60)
+    with running_server(models) as running:
         yield running
-    finally:
-        if running.process.poll() is None:
-            running.process.send_signal(signal.SIGINT)
-        running.process.wait(40)
 
 
 @dataclass
@@ -231,22 +242,16 @@ def guarded(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     with collector() as received, pytest.MonkeyPatch.context() as environment:
         environment.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", received.url)
         environment.setenv("OTEL_BSP_SCHEDULE_DELAY", "200")
-        running = start_server(
+        with running_server(
             folder,
             repository=models / "model_repository",
             api_keys_file=keys_file,
             tracing=True,
             triton_metrics_port=metrics_port,
             cors_origins="https://app.example",
-        )
-        try:
-            running.wait_ready(60)
+        ) as running:
             metrics_url = f"http://127.0.0.1:{metrics_port}/metrics"
             yield Guarded(running.url, running.process, folder, key, slow_key, keys_file, metrics_url, received)
-        finally:
-            if running.process.poll() is None:
-                running.process.send_signal(signal.SIGINT)
-            running.process.wait(40)
 
 
 @pytest.fixture(scope="session")

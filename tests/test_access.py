@@ -5,22 +5,12 @@ from __future__ import annotations
 import signal
 import ssl
 import subprocess
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import httpx
 import pytest
-from conftest import Guarded, Server, run_tresnet, start_server
+from conftest import Guarded, Server, run_tresnet, start_server, until
 from prometheus_client.parser import text_string_to_metric_families
-
-
-def wait_until(holds: Callable[[], bool], seconds: float = 20) -> None:
-    started = time.monotonic()
-    while not holds():
-        if time.monotonic() - started > seconds:
-            raise TimeoutError("waited in vain")
-        time.sleep(0.05)
 
 
 def status(guarded: Guarded, key: str) -> int:
@@ -76,13 +66,13 @@ def test_keys_are_rotated_without_a_restart(guarded: Guarded) -> None:
     made = run_tresnet("key", "alice", "--add-to", guarded.keys_file, cwd=guarded.folder)
     successor = made.stdout.strip()
     assert successor not in guarded.keys_file.read_text()
-    wait_until(lambda: status(guarded, successor) == 200)
+    until(lambda: status(guarded, successor) == 200)
     assert status(guarded, guarded.key) == 200  # the old one goes on until its line is gone
     guarded.keys_file.write_text(guarded.keys_file.read_text().splitlines()[-1] + "\n")
-    wait_until(lambda: status(guarded, guarded.key) == 401)
+    until(lambda: status(guarded, guarded.key) == 401)
     assert status(guarded, successor) == 200
     guarded.keys_file.write_text(before)
-    wait_until(lambda: (status(guarded, guarded.key), status(guarded, successor)) == (200, 401))
+    until(lambda: (status(guarded, guarded.key), status(guarded, successor)) == (200, 401))
 
 
 @pytest.mark.parametrize("broken", ["alice:0123", "", None])
@@ -92,11 +82,11 @@ def test_a_broken_file_keeps_the_keys(guarded: Guarded, broken: str | None) -> N
         guarded.keys_file.unlink()
     else:
         guarded.keys_file.write_text(broken)
-    wait_until(lambda: metric(guarded, "tresnet_api_keys_last_reload_successful") == 0)
+    until(lambda: metric(guarded, "tresnet_api_keys_last_reload_successful") == 0)
     assert status(guarded, guarded.key) == 200
     assert status(guarded, "another") == 401
     guarded.keys_file.write_text(before)
-    wait_until(lambda: metric(guarded, "tresnet_api_keys_last_reload_successful") == 1)
+    until(lambda: metric(guarded, "tresnet_api_keys_last_reload_successful") == 1)
     assert status(guarded, guarded.key) == 200
 
 
@@ -111,7 +101,7 @@ def test_a_rate_holds_for_its_key_alone(guarded: Guarded, digit_files: list[byte
     assert 1 <= int(refused.headers["retry-after"]) <= 4
     assert ask(guarded.key).status_code == 200
     assert metric(guarded, "tresnet_rejected_total", reason="rate_limited") >= 1
-    wait_until(lambda: ask(guarded.slow_key, 3).status_code == 200)  # more than the bucket holds, paid off afterwards
+    until(lambda: ask(guarded.slow_key, 3).status_code == 200)  # more than the bucket holds, paid off afterwards
     assert int(ask(guarded.slow_key).headers["retry-after"]) > 4
 
 
@@ -163,7 +153,7 @@ def test_tls_by_flags(tmp_path: Path) -> None:
             return False
 
     try:
-        wait_until(is_up, 60)
+        until(is_up)
         with pytest.raises(httpx.ConnectError, match="certificate"):
             httpx.get(f"{url}/livez")
     finally:

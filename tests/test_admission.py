@@ -16,7 +16,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from conftest import Server, start_server
+from conftest import Server, running_server, until
 from prometheus_client.parser import text_string_to_metric_families
 
 from app.admission import Admission
@@ -31,7 +31,7 @@ MAX_BODY, MAX_QUEUE_BYTES, MAX_QUEUE = 2**20, 3 * 2**20, 32
 @pytest.fixture(scope="module")
 def small_server(models: Path) -> Iterator[Server]:
     """A gateway whose bounds are near."""
-    running = start_server(
+    with running_server(
         models,
         max_body_bytes=MAX_BODY,
         max_queue_bytes=MAX_QUEUE_BYTES,
@@ -40,13 +40,8 @@ def small_server(models: Path) -> Iterator[Server]:
         body_timeout_ms=3000,
         overload_status=429,
         triton_poll_ms=60_000,  # a Triton that stands still in a test is not to be noticed meanwhile
-    )
-    try:
-        running.wait_ready(60)
+    ) as running:
         yield running
-    finally:
-        running.process.send_signal(signal.SIGINT)
-        running.process.wait(40)
 
 
 def metric(server: Server, name: str, **labels: str) -> float:
@@ -91,13 +86,6 @@ def triton_stopped(server: Server) -> Iterator[None]:
         for pid in stopped:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGCONT)
-
-
-def until(condition: object, seconds: float = 30) -> None:
-    started = time.monotonic()
-    while not condition():  # type: ignore[operator]
-        assert time.monotonic() - started < seconds
-        time.sleep(0.05)
 
 
 def test_retry_after_grows_with_what_is_inside_and_follows_the_rate() -> None:

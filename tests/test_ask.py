@@ -72,6 +72,16 @@ def test_csv_and_table(server: Server, photos: Path) -> None:
     assert done.returncode == 1
 
 
+def test_heat_maps_and_embeddings_come_as_json(server: Server, photos: Path) -> None:
+    done = run_tresnet(
+        "tag", photos / "b.png", "--threshold", 0, "--json", "--explain", "--embedding", "--url", server.url,
+        cwd=photos.parent,
+    )  # fmt: skip
+    answer = json.loads(done.stdout)
+    assert (len(answer["embedding"]), answer["heat_map_box"]) == (2048, [0, 0, 64, 64])
+    assert all(len(tag["heat_map"]) == 2 == len(tag["heat_map"][0]) for tag in answer["tags"])
+
+
 def test_wrong_usage_is_2(server: Server, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "a.png").write_bytes(b"x")
@@ -81,6 +91,8 @@ def test_wrong_usage_is_2(server: Server, tmp_path: Path) -> None:
         ("classify", "nothing.png"),
         ("classify", "-", "--from", "-"),
         ("tag", "a.png", "--json", "--csv"),
+        ("tag", "a.png", "--explain"),
+        ("classify", "a.png", "--csv", "--embedding"),
         ("tag", "a.png", "--url", server.url, "--model", "nobody"),
         ("tag", "a.png", "--url", f"{server.url}/somewhere"),
         ("tag", "a.png", "--url", "localhost:8080"),

@@ -271,6 +271,15 @@ def test_heat_maps_are_typed() -> None:
     assert second.heat_map is None
 
 
+def test_heat_maps_of_a_real_picture(server: Server, digit_files: list[bytes]) -> None:
+    with Client(server.url) as gateway:
+        (result,) = gateway.tag(digit_files[0], threshold=0, explain=True).results
+        assert gateway.tag(digit_files[0], threshold=0).results[0].tags[0].heat_map is None
+    maps = [tag.heat_map for tag in result.tags]
+    assert len(maps) == 5
+    assert all(heat_map is not None and heat_map.box == (0, 0, 64, 64) for heat_map in maps)
+
+
 def test_it_needs_httpx_alone() -> None:
     heavy = "torch", "numpy", "fastapi", "pydantic", "PIL", "tritonclient"
     loaded = subprocess.run(

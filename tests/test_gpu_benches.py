@@ -5,13 +5,12 @@ from __future__ import annotations
 import importlib.util
 import json
 import shutil
-import signal
 from pathlib import Path
 
 import httpx
 import pytest
 import torch
-from conftest import Server, run_side_by_side, run_tresnet, start_server
+from conftest import Server, run_side_by_side, run_tresnet, running_server
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
@@ -144,9 +143,7 @@ def test_a_program_compiled_ahead_of_time_serves_the_same_scores(
     assert not config.HasField("dynamic_batching")  # Triton's backend would mix up the merged requests' outputs
     other = run_tresnet(*export, cwd=tmp_path)
     assert (other.returncode, "another format" in other.stderr) == (2, True)
-    running = start_server(tmp_path)
-    try:
-        running.wait_ready(60)
+    with running_server(tmp_path) as running:
         parts = [
             ("image", (f"{index}.png", digit)) for index, digit in enumerate(digit_files[:6])
         ]  # a batch of 4, and 2
@@ -154,9 +151,6 @@ def test_a_program_compiled_ahead_of_time_serves_the_same_scores(
             httpx.post(f"{url}/classify?model=digits&top_k=10", files=parts, timeout=30).json()["results"]
             for url in (server.url, running.url)
         )
-    finally:
-        running.process.send_signal(signal.SIGINT)
-        running.process.wait(40)
     for ours, theirs in zip(got, expected, strict=True):
         scores = [{entry["label"]: entry["score"] for entry in result["predictions"]} for result in (ours, theirs)]
         assert scores[0] == pytest.approx(scores[1], abs=1e-4)

@@ -12,8 +12,7 @@ from typing import Any
 import httpx
 import pytest
 from collector import Span
-from conftest import Guarded
-from test_access import wait_until
+from conftest import Guarded, until
 
 CLOCK_NS = 2_000_000  # the queue's time is measured in whole milliseconds
 PROMTOOL = shutil.which("promtool") or str(Path(__file__).parents[1] / ".venv/deploy/bin/promtool")
@@ -34,7 +33,7 @@ def test_a_request_leaves_one_line(guarded: Guarded, digit_files: list[bytes]) -
     headers = {"x_request_id": "log-1", "traceparent": f"00-{trace_id}-{16 * '1'}-00"}
     answer = classify(guarded, [digit_files[0], b"no picture"], **headers)
     assert answer.status_code == 200
-    wait_until(lambda: "log-1" in guarded.log())
+    until(lambda: "log-1" in guarded.log())
     (line,) = [line for line in lines(guarded) if line.get("request_id") == "log-1"]
     timing = dict(entry.split(";dur=") for entry in answer.headers["server-timing"].split(", "))
     assert line["time"].endswith("+00:00")
@@ -53,7 +52,7 @@ def test_failures_have_their_line_and_probes_have_none(guarded: Guarded) -> None
     key = {"X-API-Key": guarded.key}
     httpx.post(f"{guarded.url}/classify?top_k=-1", content=b"x", headers={**key, "X-Request-ID": "bad"})
     httpx.get(f"{guarded.url}/nowhere", headers={**key, "X-Request-ID": "lost"})
-    wait_until(lambda: '"lost"' in guarded.log())
+    until(lambda: '"lost"' in guarded.log())
     found = {line["request_id"]: line for line in lines(guarded) if line.get("request_id") in ("probe", "bad", "lost")}
     assert "probe" not in found
     assert [found["bad"][name] for name in ("route", "status", "code")] == ["/classify", 422, "bad_parameter"]
@@ -70,7 +69,7 @@ def test_a_request_is_one_trace_from_the_client_into_triton(guarded: Guarded, di
         assert request.parent_id == caller
         inferring = {span.span_id for span in stages if span.name == "infer"}
         with suppress(TimeoutError):
-            wait_until(lambda: bool(triton_spans(guarded, trace_id)), 15)  # noqa: B023
+            until(lambda: bool(triton_spans(guarded, trace_id)), seconds=15)  # noqa: B023
             break
     assert {span.parent_id for span in triton_spans(guarded, trace_id) if span.name == "InferRequest"} <= inferring
 
@@ -81,7 +80,7 @@ def traced_request(guarded: Guarded, trace_id: str) -> tuple[Span, list[Span]]:
     def gateway_spans() -> list[Span]:
         return [span for span in guarded.collector.trace(trace_id) if span.service == "tresnet-gateway"]
 
-    wait_until(lambda: len(gateway_spans()) >= 9)
+    until(lambda: len(gateway_spans()) >= 9)
     [request] = [span for span in gateway_spans() if span.name == "POST /classify"]
     stages = [span for span in gateway_spans() if span is not request]
     assert sorted(span.name for span in stages) == sorted(2 * ["decode", "queue", "infer", "postprocess"])
@@ -104,7 +103,7 @@ def test_an_unsampled_or_broken_context_is_not_an_error(guarded: Guarded, digit_
         assert answer.status_code == 200
     sampled = 32 * "d"
     assert classify(guarded, digit_files[:1], traceparent=f"00-{sampled}-{16 * 'b'}-01").status_code == 200
-    wait_until(lambda: len(guarded.collector.trace(sampled)) >= 5)
+    until(lambda: len(guarded.collector.trace(sampled)) >= 5)
     assert not [span for span in guarded.collector.trace(unsampled) if span.service == "tresnet-gateway"]
 
 

@@ -6,13 +6,12 @@ import json
 import re
 import shlex
 import shutil
-import signal
 import subprocess
 from pathlib import Path
 
 import httpx
 import pytest
-from conftest import free_port, run_tresnet, start_server
+from conftest import free_port, run_tresnet, running_server
 from google.protobuf import text_format
 from photographs import PHOTOGRAPHS, write_folders
 from tritonclient.grpc import model_config_pb2 as pb
@@ -62,9 +61,7 @@ def test_from_folders_to_answers(tmp_path: Path) -> None:
         "8080",
         "curl",
     ]
-    server = start_server(tmp_path, port=port)
-    try:
-        server.wait_ready(100)
+    with running_server(tmp_path, port=port, ready_within_s=100) as server:
         right = 0
         for label, path in kept_back:
             command = [part.replace("8080", str(port)).replace("cat.jpg", path.name) for part in curl]
@@ -75,6 +72,3 @@ def test_from_folders_to_answers(tmp_path: Path) -> None:
         assert mine["labels"] == sorted(PHOTOGRAPHS)
         assert mine["card"].startswith((tmp_path / "runs" / "mine" / "model_card.md").read_text().rstrip())
         assert httpx.get(f"{server.url}/models/older").json()["card"] is None
-    finally:
-        server.process.send_signal(signal.SIGINT)
-        server.process.wait(60)

@@ -8,7 +8,6 @@ import json
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -20,7 +19,7 @@ import httpx
 import numpy as np
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from conftest import Server, free_port, run_tresnet, start_server
+from conftest import Server, free_port, run_tresnet, running_server
 from PIL import Image
 from playwright.sync_api import Browser, Page, Route, expect, sync_playwright
 from sklearn.datasets import load_digits
@@ -86,13 +85,9 @@ def keep(pytestconfig: pytest.Config) -> Callable[[Page, str], None]:
 @contextmanager
 def gateway(server: Server, folder: Path, port: int | None = None, **settings: object) -> Iterator[Server]:
     """One more gateway before the Triton that runs already: up in a second."""
-    running = start_server(folder, port=port, triton_url=f"grpc://{server.triton_address()}", **settings)
-    try:
-        running.wait_ready(60)
+    address = f"grpc://{server.triton_address()}"
+    with running_server(folder, port=port, triton_url=address, **settings) as running:
         yield running
-    finally:
-        running.process.send_signal(signal.SIGINT)
-        running.process.wait(40)
 
 
 def upload(name: str, data: bytes, media_type: str = "image/png") -> dict[str, Any]:
