@@ -29,6 +29,8 @@ from tresnet.checkpoint import ModelFacts, save_checkpoint
 from tresnet.model import create_model
 from tresnet.picture import Preprocessing
 
+pytest_plugins = ["page_visitor"]
+
 TRESNET = str(Path(sys.executable).with_name("tresnet"))
 
 
