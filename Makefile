@@ -9,11 +9,11 @@ PORT ?= 8080
 .PHONY: serve models setup setup-dev inplace-abn test fuzz soak check check-deploy render page-picture bench bench-gpu wrk chromium e2e clean
 
 serve: models  ## train and export what is missing, then serve on http://127.0.0.1:8080
-	PORT=$(PORT) VENV=$(VENV) sh deploy/serve.sh
+	@PORT=$(PORT) PYTHONPATH=. $(BIN)/python deploy/serve.py
 
 models: setup
 	@if [ -z "$$(find $(MODELS) -mindepth 2 -maxdepth 2 -name config.pbtxt)" ]; then \
-		$(MAKE) $(MODELS)/digits/config.pbtxt $(MODELS)/multidigits/config.pbtxt; fi
+		$(MAKE) --no-print-directory $(MODELS)/digits/config.pbtxt $(MODELS)/multidigits/config.pbtxt; fi
 
 $(MODELS)/digits/config.pbtxt: runs/digits/complete
 	$(BIN)/tresnet export runs/digits/best.pt --task classify --name digits
@@ -31,6 +31,7 @@ setup: $(VENV)/.installed  ## the virtual environment and the bundled Triton
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is " + sys.version) if sys.version_info < (3, 11) else None'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing about 2 GB into $(VENV): a few minutes, most of it silent"
 	$(BIN)/python -m pip install --quiet --editable '.[train]'
 	rm -rf $(VENV)/triton
 	$(BIN)/python -m pip install --quiet --no-deps --target $(VENV)/triton nvidia-pytriton==0.7.0

@@ -56,7 +56,7 @@ def create_app(settings: Settings, *, network: PublicNetwork | None = None) -> F
     decoder = Decoder(settings)
     triton = TritonClient(settings.triton_url or "grpc://127.0.0.1:8001", shared_memory=settings.shared_memory)
     tracing = create_tracing(settings)
-    catalogue = Catalogue()
+    catalogue = Catalogue(settings.default_models)
     watch = ModelWatch(triton, decoder, settings, metrics, tracing, catalogue)
     admission = Admission(settings.max_queue_images, settings.max_queue_bytes, settings.overload_status)
     keys = KeyRing(Path(settings.api_keys_file) if settings.api_keys_file else None, metrics)

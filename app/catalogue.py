@@ -47,10 +47,14 @@ class ServedModel:
 class Catalogue:
     """The live versions, those that failed, and why the gateway is not ready if it is not."""
 
+    defaults: tuple[str, ...] = ()
+    """Names of models for requests that name none, the preferred ones first."""
     live: dict[Key, ServedModel] = field(default_factory=dict)
     failed: dict[Key, str] = field(default_factory=dict)
     known: dict[str, set[str]] = field(default_factory=dict)
     """The models in Triton's repository, and of each the versions that serve or should."""
+    tasks: dict[str, Task] = field(default_factory=dict)
+    """Of every model that ever was live."""
     problems: list[str] = field(default_factory=lambda: ["the inference server has not been reached yet"])
     triton_is_up: bool = False
 
@@ -68,7 +72,7 @@ class Catalogue:
         self.live, self.failed, self.problems = {}, {}, [why]
 
     def find(self, task: Task, name: str | None, version: str | None) -> ServedModel:
-        """The live model that a request means; without a name, the only one of the route's task.
+        """The live model that a request means; without a name, a default or the only one of the route's task.
 
         Raises:
             UnavailableError: if Triton is away or the model is not live now.
@@ -76,20 +80,32 @@ class Catalogue:
         """
         if not self.triton_is_up:
             raise UnavailableError("triton_unavailable", "the inference server is away; try again")
-        route = f"/{task}"
-        if name is None:
-            names = sorted({model.contract.name for model in self.live.values() if model.contract.task == task})
-            if not names:
-                if self.problems or self.known.keys() - self.live_names:
-                    raise UnavailableError("model_not_ready", f"no model for {route} is ready; try again")
-                raise RequestError(404, "unknown_model", f"no model for {route} is served")
-            if len(names) > 1:
-                raise RequestError(422, "model_required", f"choose a model for {route}: {', '.join(names)}")
-            name = names[0]
-        model = self.named(name, version)
+        model = self.named(name or self._default(task), version)
         if model.contract.task != task:
-            raise bad_parameter(f"model {name!r} is for /{model.contract.task}, not for {route}")
+            raise bad_parameter(f"model {name!r} is for /{model.contract.task}, not for /{task}")
         return model
+
+    def _default(self, task: Task) -> str:
+        """The model for a request that names none.
+
+        Raises:
+            UnavailableError: if it is not live now; no model steps in that the operator did not choose.
+            RequestError: 404 if no model is of the task, 422 if the choice is the client's.
+        """
+        names = sorted({model.contract.name for model in self.live.values() if model.contract.task == task})
+        for name in self.defaults:
+            if name in names:
+                return name
+        for name in self.defaults:
+            if name in self.known.keys() - self.live_names and self.tasks.get(name, task) == task:
+                raise UnavailableError("model_not_ready", f"model {name!r} is not ready; try again")
+        if not names:
+            if self.problems or self.known.keys() - self.live_names:
+                raise UnavailableError("model_not_ready", f"no model for /{task} is ready; try again")
+            raise RequestError(404, "unknown_model", f"no model for /{task} is served")
+        if len(names) > 1:
+            raise RequestError(422, "model_required", f"choose a model for /{task}: {', '.join(names)}")
+        return names[0]
 
     def named(self, name: str, version: str | None) -> ServedModel:
         """The live model of this name; without a version, the highest.

@@ -84,6 +84,7 @@ class ModelWatch:
         self._catalogue = catalogue
         self._watched: dict[Key, _Watched] = {}
         self._served_names: set[str] = set()
+        self._missing_defaults: list[str] = []
         self._calls: set[asyncio.Task[Any]] = set()
         self._wake = asyncio.Event()
         self._needs_new_connection = False
@@ -223,12 +224,21 @@ class ModelWatch:
         if not names and not problems:
             problems = ["no model is loaded"] if catalogue.known else ["the model repository is empty"]
         if problems and problems != catalogue.problems:
-            logger.warning("not ready: %s", "; ".join(problems))
+            loads = known and not failed and not self._served_names  # as every start does
+            logger.log(logging.INFO if loads else logging.WARNING, "not ready: %s", "; ".join(problems))
         catalogue.problems = problems
         if not problems:
             self._served_names |= names
+            self._tell_missing_defaults()
         self._metrics.publish_models({_info(model.contract) for model in catalogue.live.values()})
         self._metrics.publish_failed_versions([name for name, _ in failed])
+
+    def _tell_missing_defaults(self) -> None:
+        """Once for each time that they change; they may be meant for later, so nothing is refused."""
+        missing = [name for name in self._catalogue.defaults if name not in self._catalogue.known]
+        if missing and missing != self._missing_defaults:
+            logger.warning("TRESNET_DEFAULT_MODELS names what the repository does not hold: %s", ", ".join(missing))
+        self._missing_defaults = missing
 
     async def _attempt(self, key: Key, watched: _Watched, work: Coroutine[Any, Any, None]) -> None:
         """Learn or check a version; if it fails, take it out and come back later."""
@@ -270,6 +280,7 @@ class ModelWatch:
             is_backlogged=lambda: self._decoder.is_backlogged,
         )
         self._catalogue.live[key] = ServedModel(contract, labels, batcher)
+        self._catalogue.tasks[name] = contract.task
         logger.info("live: model %r version %s (%s, %s)", name, version, contract.facts.architecture, contract.task)
 
     async def _check(self, key: Key) -> None:

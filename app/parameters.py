@@ -27,7 +27,9 @@ class Parameters(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", coerce_numbers_to_str=True)
 
-    model: str | None = Field(None, description="The model; needed only where several fit the route.")
+    model: str | None = Field(
+        None, description="The model; by default the only one that fits the route, or the operator's choice."
+    )
     version: str | None = Field(None, description="The model's version; the highest by default.")
     embedding: bool = Field(False, description="Also give the pooled embedding of each picture.")
     explain: bool = Field(False, description="Also give each answered label's heat map: where the network saw it.")

@@ -22,6 +22,7 @@ from app.freed_memory import keep_freed_memory
 from app.keys import read_keys
 from app.logs import configure_logging
 from app.metrics import MULTIPROCESS_DIR
+from app.port import check_port
 from app.protocol import BoundedHeadProtocol
 from app.settings import Settings
 from app.tracing import create_tracing, triton_trace_options
@@ -39,6 +40,7 @@ def run(settings: Settings) -> None:
     """
     configure_logging(settings.log_format, settings.log_level)
     _check_files(settings)
+    check_port(settings, "give another one by --port")
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # whenever it comes, what was started is stopped
     with suppress(KeyboardInterrupt), ExitStack() as stack:
         if settings.triton_url is None:

@@ -24,7 +24,7 @@ def _split(value: object) -> object:
 _HOST = r"^((\*\.)?[a-z0-9._-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?$"
 Host = Annotated[str, StringConstraints(to_lower=True, pattern=_HOST)]
 Hosts = Annotated[tuple[Host, ...], NoDecode, BeforeValidator(_split)]
-Origins = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
+Texts = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
 Schemes = Annotated[tuple[Literal["https", "http"], ...], NoDecode, BeforeValidator(_split), Field(min_length=1)]
 
 
@@ -50,6 +50,11 @@ class Settings(BaseSettings):
         True, description="Give pixels to a Triton at a loopback address through shared memory, if it takes them."
     )
     repository: str = Field("model_repository", description="Model repository of the bundled Triton.")
+    default_models: Texts = Field(
+        (),
+        description="Models for requests that name none, separated by commas: the first of them that is served and "
+        "fits the route answers. Without it, such a request is answered only where one model fits.",
+    )
     triton_home: str | None = Field(
         None, description="Where nvidia-pytriton is unpacked; by default in the environment."
     )
@@ -73,7 +78,7 @@ class Settings(BaseSettings):
         description="File of API keys, NAME:SHA256HEX[:IMAGES_PER_SECOND] a line; read anew within 2 s of a change. "
         "Without it, everybody may ask.",
     )
-    cors_origins: Origins = Field(
+    cors_origins: Texts = Field(
         (), description="Origins whose pages may ask from a browser, separated by commas; * for all, none by default."
     )
     tls_certificate: str | None = Field(
@@ -175,7 +180,8 @@ def settings_table() -> str:
     return (
         "# Settings of the gateway\n\n"
         "Each is an environment variable; the options of `tresnet serve` come before them. "
-        "An unknown `TRESNET_` variable or a bad value stops the start.\n\n"
+        "An unknown `TRESNET_` variable or a bad value stops the start; `TRESNET_URL` and `TRESNET_API_KEY` are "
+        "[its clients'](client.md).\n\n"
         "| variable | default | meaning |\n|---|---|---|\n"
         + "\n".join(rows)
         + "\n\nMade from `app/settings.py` by `make render`.\n"

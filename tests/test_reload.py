@@ -15,6 +15,7 @@ import httpx
 import pytest
 from conftest import Server, run_tresnet, start_server, until
 from google.protobuf import text_format
+from page_visitor import gateway
 from tritonclient import grpc as triton
 from tritonclient.grpc import model_config_pb2 as pb
 
@@ -190,8 +191,13 @@ def unloaded_and_loaded(own: Server, traffic: Traffic) -> None:
 
 
 @pytest.mark.timeout(600)
-def test_models_come_and_go(server: Server, models: Path, digit_files: list[bytes]) -> None:
+def test_models_come_and_go(server: Server, models: Path, digit_files: list[bytes], tmp_path: Path) -> None:
     repository = models / "model_repository"
+
+    def asked(url: str, **query: str) -> tuple[int, str]:
+        answer = httpx.post(f"{url}/tag", params={"threshold": "0", **query}, content=digit_files[0], timeout=60).json()
+        return answer.get("status", 200), answer["model"]["name"] if "model" in answer else answer["code"]
+
     try:
         for name, program in (("late", None), ("bad", b"no program")):
             shutil.copytree(repository / "tagger", repository / ".aside")
@@ -200,13 +206,24 @@ def test_models_come_and_go(server: Server, models: Path, digit_files: list[byte
             if program is not None:
                 (repository / ".aside" / "1" / "model.pt").write_bytes(program)
             (repository / ".aside").rename(repository / name)
-        url = f"{server.url}/tag?model=late&threshold=0"
-        until(lambda: httpx.post(url, content=digit_files[0]).status_code == 200, "a new model is served")
+        until(lambda: asked(server.url, model="late") == (200, "late"), "a new model is served")
         until(lambda: failed(server), "a new model that fails is told, and takes nothing out of service")
-        answer = httpx.post(f"{server.url}/tag?model=bad", content=digit_files[0])
-        assert (answer.status_code, answer.json()["code"]) == (503, "model_not_ready")
+        assert asked(server.url, model="bad") == (503, "model_not_ready")
+        shutil.rmtree(repository / "bad")
+        until(lambda: not failed(server), "a model that failed is forgotten when it is gone")
+        assert asked(server.url) == (422, "model_required")
+        assert httpx.post(f"{server.url}/classify", content=digit_files[0], timeout=60).status_code == 200
+        with gateway(server, tmp_path, default_models="digits, elsewhere, late") as preferring:
+            assert asked(preferring.url) == (200, "late")
+            assert asked(preferring.url, model="tagger") == (200, "tagger")
+            with triton.InferenceServerClient(server.triton_address()) as client:
+                client.unload_model("late")
+                until(lambda: asked(preferring.url) != (200, "late"), "the unloading is noticed")
+                assert asked(preferring.url) == (503, "model_not_ready"), "a model that nobody chose steps in"
+                client.load_model("late")
+            until(lambda: asked(preferring.url) == (200, "late"), "the default is back")
+        assert 'does not hold: elsewhere"' in (tmp_path / "serve.log").read_text()
     finally:
         for name in ("late", "bad"):
-            shutil.rmtree(repository / name)
-    until(lambda: httpx.post(url, content=digit_files[0]).status_code == 404, "a removed model is unknown")
-    until(lambda: not failed(server), "a removed model is forgotten")
+            shutil.rmtree(repository / name, ignore_errors=True)
+    until(lambda: asked(server.url, model="late") == (404, "unknown_model"), "a removed model is unknown")

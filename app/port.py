@@ -1,0 +1,30 @@
+"""Whether the gateway's address can be listened on, asked before Triton is started."""
+
+from __future__ import annotations
+
+import errno
+import socket
+
+from app.settings import Settings
+from tresnet.errors import UserError
+
+
+def check_port(settings: Settings, remedy: str) -> None:
+    """Bind and let go.
+
+    Raises:
+        UserError: if the address cannot be listened on, with the remedy if it is only the port that is taken.
+    """
+    try:
+        for family, kind, protocol, _, address in socket.getaddrinfo(
+            settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        ):
+            with socket.socket(family, kind, protocol) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                if family == socket.AF_INET6:
+                    probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)  # as the server will, beside IPv4
+                probe.bind(address)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise UserError(f"port {settings.port} is in use; {remedy}") from error
+        raise UserError(f"cannot listen on {settings.host}:{settings.port}: {error.strerror}") from error

@@ -1,0 +1,57 @@
+"""``make serve`` after its models are made: what it says, and what it says in place of that on a port that is taken."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+from conftest import TRESNET, free_port, run_tresnet, until
+
+ROOT = Path(__file__).parents[1]
+_SERVE = [sys.executable, str(ROOT / "deploy/serve.py")]
+
+
+def test_make_serve_says_how_to_ask_and_refuses_a_taken_port(models: Path, tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "examples", tmp_path / "examples")
+    repository = tmp_path / "model_repository"
+    shutil.copytree(models / "model_repository" / "digits", repository / "digits")
+    shutil.copytree(repository / "digits", repository / "mine")  # as a second export of the same would be
+    for path in (repository / "mine").rglob("*.pbtxt"):
+        path.write_text(path.read_text().replace('name: "digits"', 'name: "mine"'))
+    port = free_port()
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("TRESNET_")}
+    environment |= {"PORT": str(port), "PATH": f"{Path(TRESNET).parent}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
+    said = tmp_path / "said"
+    with said.open("w") as out, (tmp_path / "serve.log").open("w") as log:
+        serving = subprocess.Popen(_SERVE, cwd=tmp_path, env=environment, stdout=out, stderr=log)
+    try:
+        until(lambda: "Ctrl-C" in said.read_text() or serving.poll() is not None, "it says nothing")
+        message = said.read_text()
+        assert f"http://127.0.0.1:{port} in a browser" in message
+        assert "Other models: mine." in message
+        assert "?model=mine" not in message  # its labels are not those of a picture that lies here
+        assert "WARNING" not in (tmp_path / "serve.log").read_text()
+        curl, tresnet = (line for line in message.splitlines() if line.startswith("  "))
+        for line in (curl.replace("?model=digits", ""), curl, tresnet + " --json"):  # the demo is the default, too
+            if "curl" in line and not shutil.which("curl"):
+                continue
+            done = subprocess.run(["sh", "-c", line], cwd=tmp_path, env=environment, capture_output=True, check=False)
+            document = json.loads(done.stdout)
+            assert "predictions" in (document["results"][0] if "results" in document else document), done
+
+        again = subprocess.run(
+            _SERVE, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60, check=False
+        )
+        assert (again.returncode, again.stdout) == (2, "")
+        assert again.stderr == f"error: port {port} is in use; PORT={port + 1} make serve\n"
+        command = run_tresnet("serve", "--port", port, cwd=tmp_path)
+        assert (command.returncode, len(command.stderr.splitlines())) == (2, 1)
+        assert f"port {port} is in use" in command.stderr
+    finally:
+        serving.send_signal(signal.SIGINT)
+        assert serving.wait(60) == 0
