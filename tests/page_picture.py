@@ -21,8 +21,8 @@ def main(target: Path, url: str) -> None:
         browser = playwright.chromium.launch(executable_path="/usr/bin/chromium")
         page = browser.new_page(viewport={"width": 1120, "height": 800})
         page.goto(url)
-        page.locator("#explain").check()
         page.locator(".sample").last.click()
+        page.locator("#explain").check()  # which its model can tell
         expect(page.locator(".card[data-state=answered]")).to_have_count(1)
         page.set_input_files("#files", files)
         expect(page.locator(".card[data-state=answered]")).to_have_count(3)

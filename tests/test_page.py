@@ -79,12 +79,68 @@ def test_a_broken_file_fails_alone_and_in_words(
     expect(failed).to_have_count(1)
     expect(failed.locator("h3")).to_have_text("broken.png")
     expect(failed).to_contain_text("not a picture that can be read")
+    expect(failed.locator(".frame")).to_have_text("No preview.")
+    expect(failed.get_by_role("button", name="Try again")).to_have_count(0)  # which would get the same
     assert len(failed.locator("code").inner_text()) == 32  # the request's id, for whoever looks into the log
     expect(page.locator("#announce")).to_contain_text("3 pictures answered, 1 not")
     keep(page, "several")
     failed.get_by_role("button", name="Remove broken.png").press("Enter")
     expect(failed).to_have_count(0)
     assert page.evaluate("document.activeElement.closest('.card') !== null")  # the focus stays among the cards
+
+
+def test_what_waits_in_the_browser_is_not_the_network(
+    server: Server, open_page: Open, digit_files: list[bytes]
+) -> None:
+    def send_late(route: Route) -> None:
+        page.wait_for_timeout(1000)
+        route.continue_()
+
+    page = open_page(server.url)
+    page.route("**/classify?*", send_late)
+    drop(page, "digit.png", digit_files[0])
+    expect(page.locator(ANSWERED)).to_have_count(1)
+    times = dict(re.findall(r"([a-z ]+) ([0-9.]+) ms", " ".join(page.locator(".times-list li").all_inner_texts())))
+    shown = {name.strip(): float(ms) for name, ms in times.items()}
+    assert shown.pop("waited in the browser") >= 950
+    total = float(re.sub("[^0-9.]", "", page.locator(".times-total strong").inner_text()))
+    assert sum(shown.values()) <= total - 950 + 10  # each is rounded
+
+
+def test_a_damaged_picture_is_called_so(server: Server, open_page: Open) -> None:
+    page = open_page(server.url)
+    page.set_input_files("#files", [upload("cut.jpg", b"\xff\xd8\xff\xe0\x00\x10JFIF", "image/jpeg")])
+    expect(page.locator(FAILED).locator("strong")).to_have_text("This picture is damaged")
+    expect(page.locator(FAILED).locator(".frame")).to_have_text("No preview.")
+
+
+def test_a_sample_asks_its_own_model_alone(server: Server, open_page: Open, known_digit: tuple[str, bytes]) -> None:
+    digit, file = known_digit
+    page = open_page(server.url)
+    expect(page.locator("#knows")).to_contain_text("10 labels: 0 … 9")
+    models = httpx.get(f"{server.url}/models", timeout=30).json()
+    next(model for model in models["models"] if model["name"] == "tagger")["labels"][0] = "7"  # the sample's
+    page.route("**/models", lambda route: route.fulfill(json=models))
+    page.reload()
+    drop(page, "mine.png", file)
+    expect(page.locator(ANSWERED)).to_have_count(1)
+    page.get_by_role("button", name="Try three digits").click()
+    expect(page.locator(ANSWERED)).to_have_count(2)
+    sample, mine = page.locator(".card").all()
+    expect(sample.locator(".facts")).to_contain_text("tagger")
+    expect(mine.locator(".facts")).to_contain_text("digits")
+    page.get_by_label("Each label’s own threshold").uncheck()  # asks again, each its own model
+    page.get_by_label("One for all").fill("0")
+    expect(sample.locator(".row")).to_have_count(5)
+    expect(mine).to_have_attribute("data-state", "answered")
+    expect(mine.locator(".facts")).to_contain_text("digits")
+    assert mine.locator(".row .label").first.inner_text() == digit
+
+    page.reload()  # the choice is in the address
+    expect(page.get_by_label("Model", exact=True).locator("option:checked")).to_have_text("tagger (tags)")
+    page.get_by_label("Model", exact=True).select_option(label="digits (one label)")  # a choice is for all
+    page.reload()
+    expect(page.get_by_label("Model", exact=True).locator("option:checked")).to_have_text("digits (one label)")
 
 
 def test_what_the_browser_cannot_show_is_answered(
@@ -181,8 +237,11 @@ def test_where_it_looked(
     expect(page.locator("canvas.map")).to_be_hidden()
 
     page.get_by_label("Where did it look?").check()
+    expect(page.locator("canvas.map")).to_be_visible()
     page.get_by_label("Model", exact=True).select_option(label="digits (one label)")  # whose maps have a single cell
-    expect(page.locator(ANSWERED)).to_contain_text("it cannot say where")
+    expect(page.locator("#no-maps")).to_contain_text("it cannot say where")
+    expect(page.get_by_label("Where did it look?")).to_be_disabled()
+    expect(page.locator(ANSWERED)).to_contain_text("digits")
     expect(page.locator("canvas.map")).to_be_hidden()
 
 
@@ -209,10 +268,12 @@ def opacities(page: Page) -> list[float]:
 def test_a_model_without_maps_answers_without(server: Server, open_page: Open, digit_files: list[bytes]) -> None:
     page = open_page(server.url)
     refusal = {"status": 422, "code": "bad_parameter", "detail": "this model has no maps", "request_id": "r"}
-    page.route("**/classify?*explain=true*", lambda route: route.fulfill(status=422, json=refusal))
+    page.route("**/tag?*explain=true*", lambda route: route.fulfill(status=422, json=refusal))
+    page.get_by_label("Model", exact=True).select_option(label="tagger (tags)")
     drop(page, "digit.png", digit_files[0])
     expect(page.locator(ANSWERED)).to_have_count(1)
+    expect(page.locator("#no-maps")).to_be_hidden()
     page.get_by_label("Where did it look?").click()  # the page takes it back, sooner than check() would look
     expect(page.locator("#no-maps")).to_be_visible()
-    expect(page.get_by_label("Where did it look?")).to_be_hidden()
+    expect(page.get_by_label("Where did it look?")).to_be_disabled()
     expect(page.locator(ANSWERED)).to_have_count(1)

@@ -77,8 +77,9 @@ def test_on_a_phone_and_for_everyone(
     page = open_page(server.url, viewport=PHONE, is_mobile=True, has_touch=True, color_scheme=scheme)
     expect(page.get_by_role("button", name="Take a photo")).to_be_visible()
     check_access(page)
-    page.get_by_label("Where did it look?").check()
+    expect(page.get_by_label("Where did it look?")).to_be_disabled()
     page.get_by_label("Model", exact=True).select_option(label="tagger (tags)")
+    page.get_by_label("Where did it look?").check()
     page.get_by_label("Each label’s own threshold").uncheck()
     page.get_by_label("One for all").fill("0")
     files = [upload(f"a rather long name of a picture, number {i}.png", digit_files[i]) for i in range(2)]

@@ -69,7 +69,7 @@ def _jpeg(data: bytes) -> PictureFile:
     for _ in range(_MAX_JPEG_SEGMENTS):
         found = _JPEG_MARKER.search(data, place)  # what lies between segments is skipped, as decoders do
         if found is None:
-            raise ContainerError("the picture is damaged or cut short: a JPEG without a scan")
+            raise ContainerError("the picture is damaged or cut short: there is nothing after its JPEG header")
         marker, start = found[1][0], found.end() - 2
         if marker == 0xDA:
             return PictureFile("JPEG", b"".join((*kept, data[start:])), _orientation(exif, xmp))
@@ -78,7 +78,7 @@ def _jpeg(data: bytes) -> PictureFile:
             continue
         place = start + 2 + int.from_bytes(data[start + 2 : start + 4])
         if place < start + 4:
-            raise ContainerError("the picture is damaged or cut short: a JPEG segment without a length")
+            raise ContainerError("the picture is damaged or cut short: its JPEG header is broken")
         content = data[start + 4 : min(place, start + 64)]
         if marker == 0xE1:
             if exif is None and content.startswith(b"Exif\0\0"):

@@ -161,9 +161,9 @@ def _open(data: bytes, max_pixels: int) -> tuple[Image.Image, int]:
         raise UndecodablePictureError("the picture is damaged or cut short: its header cannot be read") from error
     width, height = image.size
     if width * height > max_pixels:
-        raise TooManyPixelsError(f"the picture has {width}x{height} pixels; at most {max_pixels:,} are accepted")
+        raise TooManyPixelsError(f"the picture has {width} × {height} pixels; at most {max_pixels:,} are accepted")
     if width < 1 or height < 1:
-        raise UndecodablePictureError(f"the picture is empty: {width}x{height} pixels")
+        raise UndecodablePictureError(f"the picture is empty: {width} × {height} pixels")
     if image.mode in ("I", "F"):
         raise UndecodablePictureError("the picture has samples of 32 bits or signed ones, which have no agreed range")
     return image, _orientation(image, file)

@@ -4,13 +4,15 @@ import { bytes, cross, el, percent } from "./dom.js";
 import { drawHeatMap, legendGradient } from "./heatmap.js";
 import * as snippets from "./snippets.js";
 
-const STAGE_NAMES = { fetch: "fetch", decode: "decode", queue: "queue", infer: "infer", other: "other", network: "network" };
+const NO_PREVIEW = { failed: "No preview.", other: "No preview: this browser cannot show this kind of file." };
+const STAGE_NAMES = { browser: "waited in the browser", fetch: "fetch", decode: "decode", queue: "queue", infer: "infer", other: "other", network: "network" };
 let count = 0;
 
 export class Card {
   /** `state`: waiting, asking, answered or failed. `onRemove` and `onRetry` are told of the buttons. */
-  constructor(file, { onRemove, onRetry }) {
+  constructor(file, model, { onRemove, onRetry }) {
     this.file = file;
+    this.model = model; // whom to ask; undefined while none is known
     this.name = file.name || "pasted picture";
     this.state = "waiting";
     this.breaks = 0; // times that the service went away over this picture
@@ -47,7 +49,8 @@ export class Card {
   #cannotShow() {
     this.image.remove();
     this.frame.classList.add("unseen");
-    this.frame.prepend(el("p", {}, "No preview: this browser cannot show this kind of file."));
+    this.preview = el("p", {}, NO_PREVIEW[this.state === "failed" ? "failed" : "other"]);
+    this.frame.prepend(this.preview);
   }
 
   #become(state) {
@@ -67,8 +70,10 @@ export class Card {
     this.#become("asking");
   }
 
-  fail({ title, detail, requestId }) {
+  /** `isFinal`: asking again would get the same. */
+  fail({ title, detail, requestId, isFinal }) {
     this.#settle("failed");
+    this.preview?.replaceChildren(NO_PREVIEW.failed);
     this.answer = null;
     this.canvas.hidden = true;
     this.body.replaceChildren(
@@ -76,7 +81,7 @@ export class Card {
         el("p", {}, el("strong", {}, title)),
         detail ? el("p", {}, detail) : null,
         requestId ? el("p", { class: "request-id" }, "Request ", el("code", {}, requestId)) : null,
-        el("button", { type: "button", class: "quiet", onclick: () => this.onRetry(this) }, "Try again")));
+        isFinal ? null : el("button", { type: "button", class: "quiet", onclick: () => this.onRetry(this) }, "Try again")));
   }
 
   /** `question`: the task and the parameters that `answer` is for. */
@@ -100,8 +105,7 @@ export class Card {
 
   #labels() {
     if (!this.found.length) return el("p", { class: "nothing" }, "No label reaches its threshold.");
-    const maps = this.found.map((entry) => entry.heat_map).filter(Boolean);
-    const mapped = maps.some(saysWhere);
+    const mapped = this.found.some((entry) => entry.heat_map);
     this.rows = this.found.map((entry, index) => (mapped ? this.#choosable(entry, index) : el("div", { class: "row" }, ...bar(entry))));
     const list = el("ol", { class: "bars" }, ...this.rows.map((row) => el("li", {}, row)));
     const notes = [];
@@ -110,7 +114,6 @@ export class Card {
       this.legend = el("p", { class: "note legend" }, el("span", { class: "legend-scale", "aria-hidden": "true", "--scale": legendGradient() }), el("span", {}));
       notes.push(this.legend);
     }
-    if (maps.length && !mapped) notes.push(el("p", { class: "note" }, "This model sees the picture as one piece, so it cannot say where."));
     return el("div", {}, list, ...notes);
   }
 
@@ -123,7 +126,7 @@ export class Card {
   #drawMap() {
     const entry = this.found[this.chosen];
     const box = this.answer.result.heat_map_box;
-    this.canvas.hidden = !(saysWhere(entry?.heat_map) && box);
+    this.canvas.hidden = !(entry?.heat_map && box);
     this.frame.classList.toggle("mapped", !this.canvas.hidden);
     if (this.canvas.hidden) return;
     drawHeatMap(this.canvas, entry.heat_map, box, this.answer.result.width, this.answer.result.height);
@@ -144,11 +147,6 @@ export class Card {
     URL.revokeObjectURL(this.url);
     this.element.remove();
   }
-}
-
-/** A map of one cell covers everything and tells nothing. */
-function saysWhere(map) {
-  return Boolean(map) && map.length * map[0].length > 1;
 }
 
 function bar({ label, score, threshold }) {

@@ -14,13 +14,13 @@ const $ = (id) => document.getElementById(id);
 let cards = [];
 let needsKey = false;
 const watch = new service.Watch(serviceChanged);
-const settings = new Settings(askAllAgain);
+const settings = new Settings(settingsChanged);
 
 // ---- pictures in
 
 function add(files) {
   if (!files.length) return;
-  const fresh = [...files].map((file) => new Card(file, { onRemove: remove, onRetry: askAgain }));
+  const fresh = [...files].map((file) => new Card(file, settings.model, { onRemove: remove, onRetry: askAgain }));
   cards = [...fresh, ...cards];
   $("cards").prepend(...fresh.map((card) => card.element));
   showAnswers();
@@ -43,7 +43,7 @@ function showAnswers() {
 }
 
 async function addSample({ dataset: { sample, task, label } }) {
-  if (settings.prefer(task, label)) askAllAgain();
+  settings.prefer(task, label); // for this picture: those that are here keep their models
   let picture;
   try {
     picture = await (await fetch(new URL(sample, import.meta.url))).blob();
@@ -91,8 +91,10 @@ function askAgain(card) {
   pump();
 }
 
-function askAllAgain() {
+/** Another model is for every picture that is here; other parameters are asked of each one's own model. */
+function settingsChanged(isOtherModel) {
   for (const card of cards) {
+    if (isOtherModel) card.model = settings.model;
     card.abort?.abort();
     card.wait("waiting");
   }
@@ -101,12 +103,13 @@ function askAllAgain() {
 
 /** Starts what may start. Whatever waits for a key or for the service is started when that has come. */
 function pump() {
-  if (needsKey || watch.state !== "ready") return;
-  const question = settings.question();
-  if (!question) return;
+  if (needsKey || watch.state !== "ready" || !settings.model) return;
   const free = AT_ONCE - cards.filter((card) => card.state === "asking").length;
   const due = cards.filter((card) => card.state === "waiting" && !(card.notBefore > performance.now()));
-  for (const card of due.slice(0, Math.max(0, free))) askAbout(card, question);
+  for (const card of due.slice(0, Math.max(0, free))) {
+    card.model = settings.served(card.model);
+    askAbout(card, settings.question(card.model));
+  }
 }
 
 async function askAbout(card, question) {

@@ -11,6 +11,7 @@ const BEAT_MS = 5000;
 const FIRST_WAIT_MS = 1000;
 const LONGEST_WAIT_MS = 8000;
 const PROBE_TIMEOUT_MS = 8000;
+const LEAST_WAIT_MS = 20; // in the browser; less is not worth a word
 
 /** Whatever kept a question from its answer. `status` 0: nobody answered at all. */
 export class Problem extends Error {
@@ -39,6 +40,7 @@ export class Problem extends Error {
 
 let key = "";
 let keysGiven = 0;
+let questions = 0;
 try {
   key = sessionStorage.getItem(KEY) ?? "";
 } catch {
@@ -126,29 +128,36 @@ export function questionUrl(task, parameters) {
 
 /** Ask about one picture. Gives its result, the milliseconds of each stage, and which model answered. */
 export async function ask(task, parameters, body, signal) {
+  const url = questionUrl(task, parameters);
+  url.hash = `question-${++questions}`; // stays in the browser, which keeps its own times under the whole address
   const asked = performance.now();
-  const { document, headers } = await request(questionUrl(task, parameters), {
+  const { document, headers } = await request(url, {
     method: "POST",
     headers: { "Content-Type": "application/octet-stream" }, // the bytes decide, not the file's name
     body,
     signal,
   });
   const tookMs = performance.now() - asked;
+  const [sent] = performance.getEntriesByName(url.href);
+  performance.clearResourceTimings(); // the browser keeps but so many
+  const awayMs = sent?.requestStart ? sent.responseEnd - sent.requestStart : tookMs;
   const result = document?.results?.[0];
   const found = result?.predictions ?? result?.tags;
   const understood = document?.model && Array.isArray(found) && found.every((entry) => typeof entry?.label === "string" && Number.isFinite(entry.score));
   if (!understood) throw notUnderstood();
-  return { model: document.model, result, times: stages(headers.get("Server-Timing"), tookMs) };
+  return { model: document.model, result, times: stages(headers.get("Server-Timing"), tookMs, awayMs) };
 }
 
-function stages(header, tookMs) {
+/** `awayMs` of `tookMs`: from the request's first byte to the answer's last, without what waited in this browser. */
+function stages(header, tookMs, awayMs) {
   const times = new Map();
+  if (tookMs - awayMs >= LEAST_WAIT_MS) times.set("browser", tookMs - awayMs);
   for (const [, name, duration] of (header ?? "").matchAll(/([a-z]+);dur=([0-9.]+)/g)) times.set(name, Number(duration));
   const total = times.get("total") ?? 0;
   times.delete("total");
-  const known = [...times.values()].reduce((sum, value) => sum + value, 0);
+  const known = [...times].reduce((sum, [name, value]) => sum + (name === "browser" ? 0 : value), 0);
   if (total > known) times.set("other", total - known);
-  if (tookMs > total) times.set("network", tookMs - total);
+  if (awayMs > total) times.set("network", awayMs - total);
   return { stages: [...times], totalMs: tookMs };
 }
 

@@ -21,10 +21,13 @@ export class Settings {
     return this.models[$("model").selectedIndex];
   }
 
-  /** What to ask now, or null while no model is known. */
-  question() {
-    const model = this.model;
-    if (!model) return null;
+  /** The model itself, the same one's other version, or, where it is no longer served, the chosen one. */
+  served(model) {
+    return this.models[this.#find(model)] ?? this.model;
+  }
+
+  /** What to ask of a model now. */
+  question(model) {
     const parameters = { model: model.name };
     if (this.models.filter(({ name }) => name === model.name).length > 1) parameters.version = model.version;
     if (model.task === "classify") {
@@ -34,31 +37,34 @@ export class Settings {
       if (!$("own-thresholds").checked) parameters.threshold = Number($("threshold").value);
       if ($("max_tags").validity.valid && $("max_tags").value) parameters.max_tags = Number($("max_tags").value);
     }
-    if ($("explain").checked && !this.withoutMaps.has(model.name)) parameters.explain = true;
+    if ($("explain").checked && !this.#whyNoMaps(model)) parameters.explain = true;
     return { task: model.task, parameters };
   }
 
   setModels(models) {
-    const before = this.model;
+    const before = this.model ?? addressed();
     this.models = models;
     const names = models.map(({ name }) => name);
     const title = ({ name, version, task }) => `${name}${names.indexOf(name) < names.lastIndexOf(name) ? ` version ${version}` : ""} (${TASKS[task]})`;
     $("model").replaceChildren(...models.map((model) => el("option", {}, title(model))));
-    const same = models.findIndex(({ name, version }) => name === before?.name && version === before?.version);
-    const alike = same < 0 ? models.findIndex(({ name }) => name === before?.name) : same;
-    $("model").selectedIndex = Math.max(0, alike);
+    $("model").selectedIndex = Math.max(0, this.#find(before));
     $("settings").hidden = models.length === 0;
     this.#showModel();
   }
 
-  /** Choose a model that fits a sample, if there is one. True if another one is chosen now. */
+  /** Choose a model that fits a sample, if there is one and the chosen one does not. */
   prefer(task, label) {
-    if (this.model?.task === task && this.model.labels.includes(label)) return false;
-    const fitting = this.models.findIndex((model) => model.task === task && model.labels.includes(label));
-    if (fitting < 0) return false;
+    const fits = (model) => model?.task === task && model.labels.includes(label);
+    const fitting = this.models.findIndex(fits);
+    if (fits(this.model) || fitting < 0) return;
     $("model").selectedIndex = fitting;
     this.#showModel();
-    return true;
+    keepInAddress(this.model);
+  }
+
+  #find(model) {
+    const same = this.models.findIndex(({ name, version }) => name === model?.name && version === model?.version);
+    return same < 0 ? this.models.findIndex(({ name }) => name === model?.name) : same;
   }
 
   hasNoMaps(name) {
@@ -67,25 +73,37 @@ export class Settings {
   }
 
   #input(target) {
-    if (target.id === "model") this.#showModel();
+    const isModel = target.id === "model";
+    if (isModel) {
+      this.#showModel();
+      keepInAddress(this.model);
+    }
     this.#showTask();
     clearTimeout(this.typing);
-    this.typing = setTimeout(this.onChange, ["number", "range"].includes(target.type) ? TYPING_MS : 0);
+    this.typing = setTimeout(this.onChange, ["number", "range"].includes(target.type) ? TYPING_MS : 0, isModel);
   }
 
   #showModel() {
     if (this.model) $("top_k").max = this.model.labels.length;
+    $("knows").textContent = this.model ? knowledge(this.model) : "";
     this.#showTask();
     this.#showCard(this.model);
   }
 
   #showTask() {
-    const { name, task } = this.model ?? {};
+    const task = this.model?.task;
     for (const field of document.querySelectorAll("#settings [data-task]")) field.hidden = field.dataset.task !== task;
     $("threshold-row").hidden = $("own-thresholds").checked;
     for (const id of ["min_score", "threshold"]) $(`${id}-out`).value = percent(Number($(id).value));
-    $("explain-row").hidden = this.withoutMaps.has(name);
-    $("no-maps").hidden = !this.withoutMaps.has(name) || !$("explain").checked;
+    const whyNot = this.model ? this.#whyNoMaps(this.model) : "";
+    $("explain").disabled = whyNot !== "";
+    $("no-maps").textContent = whyNot;
+  }
+
+  /** In a sentence; empty where it can tell. A map of one cell covers everything and tells nothing. */
+  #whyNoMaps({ name, heat_maps: maps }) {
+    if (!maps || this.withoutMaps.has(name)) return "This model cannot show where it looked.";
+    return maps.height * maps.width > 1 ? "" : "This model sees the picture as one piece, so it cannot say where it looked.";
   }
 
   async #showCard(model) {
@@ -99,4 +117,24 @@ export class Settings {
     $("model-card-text").replaceChildren(...render(markdown));
     $("model-card").hidden = false;
   }
+}
+
+/** What a visitor should know before they ask about something else. */
+function knowledge({ task, labels }) {
+  const few = labels.length <= 5 ? labels.join(", ") : `${labels[0]} … ${labels.at(-1)}`;
+  const knows = `Knows ${labels.length} label${labels.length === 1 ? "" : "s"}: ${few}.`;
+  return task === "classify" ? `${knows} It takes every picture for one of them.` : knows;
+}
+
+/** The model that a reload, or whoever the address was sent to, finds chosen. */
+function addressed() {
+  const given = new URLSearchParams(location.search);
+  return given.has("model") ? { name: given.get("model"), version: given.get("version") } : undefined;
+}
+
+function keepInAddress({ name, version }) {
+  const url = new URL(location.href);
+  url.searchParams.set("model", name);
+  url.searchParams.set("version", version);
+  history.replaceState(null, "", url);
 }

@@ -21,11 +21,14 @@ const TITLES = {
   client_left: "The connection broke",
 };
 
+const DAMAGED = "This picture is damaged";
+const FINAL = [400, 413, 415, 422]; // the same file gets the same answer
 const BY_STATUS = { 413: "This picture is too large", 500: "Something broke in the service", 404: "There is nothing at this address" };
 
 export function failure(problem) {
-  const title = TITLES[problem.code] ?? BY_STATUS[problem.status] ?? `The service refused (status ${problem.status})`;
-  return { title, detail: problem.detail ? sentence(problem.detail) : "", requestId: problem.requestId };
+  const isDamaged = problem.code === "undecodable_image" && problem.detail.includes("damaged");
+  const title = (isDamaged ? DAMAGED : TITLES[problem.code]) ?? BY_STATUS[problem.status] ?? `The service refused (status ${problem.status})`;
+  return { title, detail: problem.detail ? sentence(problem.detail) : "", requestId: problem.requestId, isFinal: FINAL.includes(problem.status) };
 }
 
 export function connectionBroke(file) {
