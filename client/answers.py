@@ -59,6 +59,8 @@ class Result:
     tags: tuple[Tag, ...] = ()
     embedding: tuple[float, ...] | None = None
     error: Problem | None = None
+    source: str | None = None
+    """The picture's path, if it was given by one."""
     document: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
     """The result as the gateway wrote it."""
 

@@ -14,8 +14,8 @@ from client.answers import Answer, Result, ServedModel
 from client.conversation import Conversation, Outcome, Pause, Reply, Send, ask, ask_each, ask_models, ask_ready
 from client.http import http_options, http_request
 from client.patience import Patience
-from client.requests import Batch, ClassifyParameters, Parameters, Picture, TagParameters, batches
-from client.streams import Stop, bytes_of
+from client.requests import Batch, ClassifyParameters, Parameters, Picture, TagParameters, batches, one_batch
+from client.streams import Stop
 
 T = TypeVar("T")
 
@@ -38,13 +38,13 @@ class AsyncClient:
         self, pictures: Picture | Sequence[Picture], **parameters: Unpack[ClassifyParameters]
     ) -> Answer:  # fmt: skip
         """The best labels of one picture or of several, in one request."""
-        contents = await asyncio.to_thread(bytes_of, pictures)
-        return await self._drive(ask("/classify", contents, parameters, self._patience))
+        batch = await asyncio.to_thread(one_batch, pictures)
+        return await self._drive(ask("/classify", batch, parameters, self._patience))
 
     async def tag(self, pictures: Picture | Sequence[Picture], **parameters: Unpack[TagParameters]) -> Answer:
         """The tags of one picture or of several."""
-        contents = await asyncio.to_thread(bytes_of, pictures)
-        return await self._drive(ask("/tag", contents, parameters, self._patience))
+        batch = await asyncio.to_thread(one_batch, pictures)
+        return await self._drive(ask("/tag", batch, parameters, self._patience))
 
     def classify_each(
         self,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from dataclasses import dataclass, replace
 from email.utils import parsedate_to_datetime
 from typing import Any, TypeAlias, TypeVar
@@ -63,13 +63,15 @@ _OF_THE_PICTURE = frozenset(("undecodable_image", "too_many_pixels", "body_too_l
 """Refusals that another request, with fewer or other pictures, may not meet."""
 
 
-def ask(path: str, pictures: list[bytes], parameters: Parameters, patience: Patience) -> Conversation[Answer]:
-    """One answer for all pictures.
+def ask(path: str, batch: Batch, parameters: Parameters, patience: Patience) -> Conversation[Answer]:
+    """One answer for all pictures, each of which is there.
 
     Raises:
         ClientError: if no picture is answered.
     """
-    return (yield from _ask(path, pictures, parameters, Trial(patience)))
+    pictures = [content for content in batch.contents if isinstance(content, bytes)]
+    answer = yield from _ask(path, pictures, parameters, Trial(patience))
+    return replace(answer, results=tuple(_with_sources(answer.results, batch)))
 
 
 def ask_each(path: str, batch: Batch, parameters: Parameters, patience: Patience) -> Conversation[list[Result]]:
@@ -102,7 +104,7 @@ def ask_each(path: str, batch: Batch, parameters: Parameters, patience: Patience
         else:
             for place, result in zip(group, answer.results, strict=True):
                 results[place] = _moved(result, str(place))
-    return [results[place] for place in sorted(results)]
+    return _with_sources([results[place] for place in sorted(results)], batch)
 
 
 def ask_models(patience: Patience) -> Conversation[list[ServedModel]]:
@@ -158,8 +160,9 @@ def _until_answered(request: Request, trial: Trial) -> Conversation[Reply]:
         elif isinstance(outcome, httpx.DecodingError):
             raise NotAGatewayError("what answers is no gateway of this kind: its answer cannot be read")
         else:
+            assert outcome is not None  # noqa: S101 - only a pause has no outcome
             pause_s = trial.pause_s(None) if isinstance(outcome, _PASSING) else None
-            error = UnreachableError(str(outcome) or type(outcome).__name__)
+            error = UnreachableError(f"{_origin(outcome.request.url)}: {str(outcome) or type(outcome).__name__}")
         if pause_s is None:
             raise error
         yield Pause(pause_s)
@@ -176,6 +179,10 @@ def _refusal(reply: Reply) -> ProblemError:
             raise NotAGatewayError(f"what answers is no gateway of this kind: status {reply.status}") from error
         problem = Problem(reply.status, "unavailable", f"status {reply.status}")
     return problem_error(problem, reply.headers.get("x-request-id"), retry_after_s)
+
+
+def _origin(url: httpx.URL) -> str:
+    return f"{url.scheme}://{url.netloc.decode()}"
 
 
 def _seconds(retry_after: str) -> float | None:
@@ -197,6 +204,10 @@ def _understood(reply: Reply, read: Callable[[Any], T]) -> T:
 
 def _failed_for_now(result: Result) -> bool:
     return result.error is not None and result.error.status in RETRIED
+
+
+def _with_sources(results: Iterable[Result], batch: Batch) -> list[Result]:
+    return [replace(result, source=source) for result, source in zip(results, batch.sources, strict=True)]
 
 
 def _moved(result: Result, identifier: str) -> Result:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeAlias, TypedDict
+from typing import Literal, TypeAlias, TypedDict, TypeGuard
 
 from client.answers import Problem
+from client.errors import ClientError
 
-Picture: TypeAlias = bytes | Path
-"""A picture file's bytes, or where it lies."""
+Picture: TypeAlias = bytes | str | os.PathLike[str]
+"""A picture file's bytes, or the path where it lies."""
 Content: TypeAlias = bytes | Problem
 """A picture's bytes, or why there are none."""
 Parameters: TypeAlias = Mapping[str, object]
@@ -58,6 +60,8 @@ class Batch:
 
     first: int
     contents: list[Content]
+    sources: list[str | None]
+    """The path of each, or None for one that was given as bytes."""
 
 
 def question(path: str, pictures: Iterable[bytes], parameters: Parameters) -> Request:
@@ -76,25 +80,62 @@ def _query(parameters: Parameters) -> Iterator[tuple[str, str | int | float | bo
             yield name, str(value)
 
 
-def read_picture(picture: Picture) -> Content:
-    if isinstance(picture, bytes):
-        return picture
+def is_one(pictures: object) -> TypeGuard[Picture]:
+    """Whether this is a single picture, in any form that is taken."""
+    return isinstance(pictures, (bytes, bytearray, memoryview, str, os.PathLike))
+
+
+def read_picture(picture: object) -> tuple[Content, str | None]:
+    """A picture's bytes, or why there are none; and its path, if it was given by one.
+
+    Raises:
+        TypeError: for what is no picture.
+    """
+    if not is_one(picture):
+        raise TypeError(
+            f"a picture is bytes or a path, as str or os.PathLike; this is of type {type(picture).__name__}"
+        )
+    if not isinstance(picture, (str, os.PathLike)):
+        return bytes(picture), None
+    source = os.fspath(picture)
     try:
-        return picture.read_bytes()
+        return Path(source).read_bytes(), source
     except OSError as error:
-        return Problem(0, "unreadable_file", f"{picture}: {error.strerror or error}")
+        return Problem(0, "unreadable_file", f"{source}: {error.strerror or error}"), source
+
+
+def one_batch(pictures: Picture | Sequence[Picture]) -> Batch:
+    """All of them, for one request.
+
+    Raises:
+        ClientError: for a file that cannot be read.
+        TypeError: for what is no picture.
+    """
+    several: Sequence[object] = [pictures] if is_one(pictures) or not isinstance(pictures, Sequence) else pictures
+    read = [read_picture(picture) for picture in several]
+    for content, _ in read:
+        if isinstance(content, Problem):
+            raise ClientError(content.detail)
+    return Batch(0, [content for content, _ in read], [source for _, source in read])
 
 
 def batches(pictures: Iterable[Picture], size: int) -> Iterator[Batch]:
-    """Read and group pictures, ``size`` together at most; files are read only as they are asked for."""
-    first, held, contents = 0, 0, list[Content]()
+    """Read and group pictures, ``size`` together at most; files are read only as they are asked for.
+
+    Raises:
+        TypeError: for a single picture, and for what is none.
+    """
+    if is_one(pictures):
+        raise TypeError("several pictures are wanted here, in a list or any other iterable; this is a single one")
+    held, batch = 0, Batch(0, [], [])
     for picture in pictures:
-        content = read_picture(picture)
+        content, source = read_picture(picture)
         weight = len(content) if isinstance(content, bytes) else 0
-        if contents and (len(contents) >= size or held + weight > _MAX_BATCH_BYTES):
-            yield Batch(first, contents)
-            first, held, contents = first + len(contents), 0, []
-        contents.append(content)
+        if batch.contents and (len(batch.contents) >= size or held + weight > _MAX_BATCH_BYTES):
+            yield batch
+            held, batch = 0, Batch(batch.first + len(batch.contents), [], [])
+        batch.contents.append(content)
+        batch.sources.append(source)
         held += weight
-    if contents:
-        yield Batch(first, contents)
+    if batch.contents:
+        yield batch

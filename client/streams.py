@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-
-from client.answers import Problem
-from client.errors import ClientError
-from client.requests import Picture, read_picture
 
 
 class Stop:
@@ -33,17 +29,3 @@ class Stop:
     def raise_failure(self) -> None:
         if self._failure is not None:
             raise self._failure
-
-
-def bytes_of(pictures: Picture | Sequence[Picture]) -> list[bytes]:
-    """The bytes of one picture or several.
-
-    Raises:
-        ClientError: for a file that cannot be read.
-    """
-    given = [pictures] if not isinstance(pictures, Sequence) or isinstance(pictures, bytes) else pictures
-    contents = [read_picture(picture) for picture in given]
-    for content in contents:
-        if isinstance(content, Problem):
-            raise ClientError(content.detail)
-    return [content for content in contents if isinstance(content, bytes)]

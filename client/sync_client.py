@@ -16,8 +16,8 @@ from client.conversation import Conversation, Outcome, Pause, Reply, Send, ask, 
 from client.errors import ClientError
 from client.http import http_options, http_request
 from client.patience import Patience
-from client.requests import Batch, ClassifyParameters, Parameters, Picture, TagParameters, batches
-from client.streams import Stop, bytes_of
+from client.requests import Batch, ClassifyParameters, Parameters, Picture, TagParameters, batches, one_batch
+from client.streams import Stop
 
 T = TypeVar("T")
 
@@ -44,11 +44,11 @@ class Client:
         Raises:
             ClientError: if no picture is answered. One that fails beside others has its ``error`` in its result.
         """
-        return self._drive(ask("/classify", bytes_of(pictures), parameters, self._patience))
+        return self._drive(ask("/classify", one_batch(pictures), parameters, self._patience))
 
     def tag(self, pictures: Picture | Sequence[Picture], **parameters: Unpack[TagParameters]) -> Answer:
         """The tags of one picture or of several, as :meth:`classify`."""
-        return self._drive(ask("/tag", bytes_of(pictures), parameters, self._patience))
+        return self._drive(ask("/tag", one_batch(pictures), parameters, self._patience))
 
     def classify_each(
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import itertools
 import subprocess
 import sys
@@ -83,10 +84,13 @@ def problem(status: int, code: str) -> dict[str, object]:
 def test_typed_answers(server: Server, digit_files: list[bytes], tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(digit_files[0])
     with Client(server.url) as gateway:
-        answer = gateway.classify(tmp_path / "a.png", top_k=3, embedding=True)
+        path = tmp_path / "a.png"
+        answer = gateway.classify(path, top_k=3, embedding=True)
+        assert gateway.classify(str(path), top_k=3, embedding=True).results == answer.results
         assert (answer.model.name, answer.model.version, answer.model.task) == ("digits", "1", "classify")
         (result,) = answer.results
         assert (result.id, result.width, result.height, result.error) == ("0", 64, 64, None)
+        assert result.source == str(path)
         assert [entry.label for entry in result.predictions] == [str(entry.label_id) for entry in result.predictions]
         assert result.predictions[0].score > result.predictions[2].score
         assert result.embedding is not None
@@ -95,10 +99,35 @@ def test_typed_answers(server: Server, digit_files: list[bytes], tmp_path: Path)
         good, bad = answer.results
         assert {(tag.label, tag.threshold) for tag in good.tags} == {("tag 1", 0), ("tag 3", 0)}
         assert bad.error is not None
-        assert (bad.error.status, bad.error.code) == (422, "undecodable_image")
+        assert (bad.error.status, bad.error.code, bad.source) == (422, "undecodable_image", None)
         models = {model.name: model for model in gateway.models()}
         assert (models["digits"].image_size, models["digits"].labels[9]) == (32, "9")
         assert gateway.wait_ready()["models"] == ["digits", "tagger"]
+
+
+def test_every_result_of_a_stream_names_its_picture(server: Server, digit_files: list[bytes], tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(digit_files[0])
+    (tmp_path / "b.png").write_text("no picture")
+    given = [str(tmp_path / "a.png"), bytearray(digit_files[1]), tmp_path / "b.png", tmp_path / "c.png"]
+    with Client(server.url) as gateway:
+        results = list(gateway.classify_each(given, batch_size=2))
+    assert [result.source for result in results] == [given[0], None, str(given[2]), str(given[3])]
+    assert [result.is_ok for result in results] == [True, True, False, False]
+
+
+def test_what_is_no_picture_is_told_with_what_is_one() -> None:
+    async def asynchronously() -> None:
+        async with AsyncClient() as gateway:
+            await gateway.classify(7)  # type: ignore[arg-type]
+
+    with Client() as gateway:
+        for wrong in (7, io.BytesIO(), [3.5], {"a": 1}):
+            with pytest.raises(TypeError, match="bytes or a path"):
+                gateway.classify(wrong)  # type: ignore[arg-type]
+        with pytest.raises(TypeError, match="several pictures"):
+            list(gateway.tag_each("digit.png"))
+    with pytest.raises(TypeError, match="bytes or a path"):
+        asyncio.run(asynchronously())
 
 
 def test_refusals_are_exceptions(server: Server, guarded: Guarded, digit_files: list[bytes]) -> None:
@@ -192,8 +221,9 @@ def test_what_is_no_key_is_an_error_of_the_client(key: str) -> None:
 
 def test_nobody_is_there() -> None:
     began = time.monotonic()
-    with Client(f"http://127.0.0.1:{free_port()}", patience=Patience(retry_for_s=0.5)) as gateway:
-        with pytest.raises(UnreachableError):
+    url = f"http://127.0.0.1:{free_port()}"
+    with Client(url, patience=Patience(retry_for_s=0.5)) as gateway:
+        with pytest.raises(UnreachableError, match=url):
             gateway.classify(b"x")
         with pytest.raises(UnreachableError):
             list(gateway.tag_each([b"x"] * 40, batch_size=1))
