@@ -22,7 +22,7 @@ from starlette.routing import Route
 import tresnet
 from app.access import KeyGate
 from app.admission import Admission
-from app.body import read_body
+from app.body import explained, read_body
 from app.catalogue import Catalogue, ServedModel
 from app.decoder import Decoder
 from app.departure import UnreadBodies, cancelled_if_client_leaves
@@ -92,7 +92,7 @@ def create_app(settings: Settings, *, network: PublicNetwork | None = None) -> F
     _add_answer_routes(app, gateway, draining, fetcher)
     _add_state_routes(app, gateway, draining)
     add_pages(app)
-    complete(app)
+    complete(app, wants_keys=settings.api_keys_file is not None)
     _add_layers(app, gateway, draining)
     return app
 
@@ -133,20 +133,23 @@ def _add_answer_routes(app: FastAPI, gateway: Gateway, draining: Draining, fetch
                 if body.urls:
                     body = await fetcher.fill(body, deadline, record)
                     take(body.held_bytes)
-                found = await answer(gateway, task, body, parameters, deadline=deadline, record=record)
+                try:
+                    found = await answer(gateway, task, body, parameters, deadline=deadline, record=record)
+                except RequestError as error:
+                    raise explained(error, request) from error
         document: Any = _as_hf(found) if parameters.format == "hf" else _document(record.request_id, found)
         return _json(document, headers={"Server-Timing": record.times.header()})
 
     @app.post(
-        "/classify", summary="The picture's label", operation_id="classify", responses=answers("classify"),
-        openapi_extra=question("classify", ClassifyParameters),
+        "/classify", summary="The picture's label", operation_id="classify", tags=["Ask"],
+        responses=answers("classify"), openapi_extra=question("classify", ClassifyParameters),
     )  # fmt: skip
     async def classify(request: Request) -> Response:
         """One label wins: the best `top_k` labels of each picture, with their scores."""
         return await handle(request, "classify", ClassifyParameters)
 
     @app.post(
-        "/tag", summary="The picture's tags", operation_id="tag", responses=answers("tag"),
+        "/tag", summary="The picture's tags", operation_id="tag", tags=["Ask"], responses=answers("tag"),
         openapi_extra=question("tag", TagParameters),
     )  # fmt: skip
     async def tag(request: Request) -> Response:
@@ -157,13 +160,15 @@ def _add_answer_routes(app: FastAPI, gateway: Gateway, draining: Draining, fetch
 def _add_state_routes(app: FastAPI, gateway: Gateway, draining: Draining) -> None:
     catalogue = gateway.catalogue
 
-    @app.get("/models", summary="The models that are ready", operation_id="list_models", responses=MODELS)
+    @app.get(
+        "/models", summary="The models that are ready", operation_id="list_models", tags=["Models"], responses=MODELS
+    )
     async def models() -> Response:
         """Each ready model's contract."""
         return _json({"models": [_described(model) for _, model in sorted(catalogue.live.items())]})
 
     @app.get(
-        "/models/{name}", summary="One model and its card", operation_id="get_model", responses=MODEL,
+        "/models/{name}", summary="One model and its card", operation_id="get_model", tags=["Models"], responses=MODEL,
         openapi_extra=MODEL_PARAMETERS,
     )  # fmt: skip
     async def model(request: Request) -> Response:
@@ -171,12 +176,12 @@ def _add_state_routes(app: FastAPI, gateway: Gateway, draining: Draining) -> Non
         found = catalogue.named(request.path_params["name"], request.query_params.get("version"))
         return _json({**_described(found), "card": found.contract.facts.card})
 
-    @app.get("/livez", summary="The process is up", operation_id="live", responses=LIVE)
+    @app.get("/livez", summary="The process is up", operation_id="live", tags=["State"], responses=LIVE)
     @app.get("/v2/health/live", include_in_schema=False)
     async def livez() -> Response:
         return _json({"status": "live"})
 
-    @app.get("/readyz", summary="Every served model answers", operation_id="ready", responses=READY)
+    @app.get("/readyz", summary="Every served model answers", operation_id="ready", tags=["State"], responses=READY)
     @app.get("/v2/health/ready", include_in_schema=False)
     async def readyz() -> Response:
         if draining.has_begun:
@@ -191,7 +196,7 @@ def _add_state_routes(app: FastAPI, gateway: Gateway, draining: Draining) -> Non
         return _json({"status": "ready", "models": sorted({name for name, _ in catalogue.live}), "failed": failed})
 
     @app.get(
-        "/metrics", summary="Prometheus metrics", operation_id="metrics", responses=METRICS,
+        "/metrics", summary="Prometheus metrics", operation_id="metrics", tags=["State"], responses=METRICS,
         response_class=PlainTextResponse,
     )  # fmt: skip
     async def prometheus() -> Response:

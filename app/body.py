@@ -19,7 +19,8 @@ from app.settings import Settings
 
 _MAX_JSON_ITEMS = 100_000
 """Most commas and brackets in a JSON body: each may become an object of some hundred bytes."""
-_RAW_TYPES = {"", "application/octet-stream", "application/x-www-form-urlencoded"}
+_CURL_TYPE = "application/x-www-form-urlencoded"
+_RAW_TYPES = {"", "application/octet-stream", _CURL_TYPE}
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ async def read_body(request: Request, settings: Settings, take: Callable[[int], 
         DeadlineError: if the client takes longer than ``body_timeout_ms``, or until ``deadline``, to send it.
         OverloadError: from ``take``.
     """
-    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    media_type = _media_type(request)
     is_multipart = media_type == "multipart/form-data"
     is_json = media_type == "application/json"
     if not (is_multipart or is_json or media_type in _RAW_TYPES or media_type.startswith("image/")):
@@ -71,6 +72,18 @@ async def read_body(request: Request, settings: Settings, take: Callable[[int], 
     else:
         body = Body([ImageInput("0", data)])
     return body
+
+
+def explained(error: ServiceError, request: Request) -> ServiceError:
+    """The error, with what has probably made the picture unreadable: curl's -d, which looks so like --data-binary."""
+    if error.code != "undecodable_image" or _media_type(request) != _CURL_TYPE:
+        return error
+    hint = "with curl, use --data-binary @FILE: -d leaves out line ends"
+    return RequestError(error.status, error.code, f"{error.detail}; {hint}")
+
+
+def _media_type(request: Request) -> str:
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
 def _check_count(images: int, settings: Settings) -> None:
@@ -127,7 +140,9 @@ async def _from_multipart(request: Request, data: bytes, settings: Settings) -> 
     try:
         parts = [part for name, part in form.multi_items() if name == "image"]
         if not parts:
-            raise RequestError(400, "missing_image", "the multipart body has no part named 'image'")
+            others = ", ".join(sorted({repr(name[:40]) for name, _ in form.multi_items()})[:3])
+            instead = f", but {others}: with curl, -F image=@FILE" if others else ""
+            raise RequestError(400, "missing_image", f"the multipart body has no part named 'image'{instead}")
         if any(not isinstance(part, UploadFile) for part in parts):
             raise RequestError(400, "missing_image", "the part named 'image' must be a file: with curl, -F image=@FILE")
         _check_count(len(parts), settings)

@@ -123,19 +123,19 @@ _SCHEMAS: dict[str, Any] = {
 }
 
 
-def complete(app: FastAPI) -> None:
-    """Add the named schemas, and how a key is given, to the document of all routes."""
+def complete(app: FastAPI, *, wants_keys: bool) -> None:
+    """Add the named schemas, and how a key is given where one is wanted, to the document of all routes."""
     document = app.openapi()
-    document["components"] = {
-        "schemas": _SCHEMAS,
-        "securitySchemes": {
-            "bearer": {"type": "http", "scheme": "bearer"},
-            "key": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
-        },
+    document["components"] = {"schemas": _SCHEMAS}
+    if not wants_keys:
+        return
+    document["components"]["securitySchemes"] = {
+        "bearer": {"type": "http", "scheme": "bearer"},
+        "key": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
     }
     for path in ("/classify", "/tag", "/models", "/models/{name}"):
         for operation in document["paths"][path].values():
-            operation["security"] = [{}, {"bearer": []}, {"key": []}]  # needed only where the operator has set keys
+            operation["security"] = [{"bearer": []}, {"key": []}]
 
 
 def _query(parameters: type[Parameters]) -> list[dict[str, Any]]:

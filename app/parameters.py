@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
@@ -71,6 +72,7 @@ def read_parameters(kind: type[P], query: QueryParams, body: dict[str, Any]) -> 
         fault = error.errors()[0]
         name = ".".join(str(part) for part in fault["loc"])
         if fault["type"] == "extra_forbidden":
-            known = ", ".join(kind.model_fields)
-            raise RequestError(422, "bad_parameter", f"unknown parameter {name!r}; known are {known}") from error
+            nearest = difflib.get_close_matches(name, kind.model_fields, 1)
+            hint = f"did you mean {nearest[0]!r}?" if nearest else f"known are {', '.join(kind.model_fields)}"
+            raise RequestError(422, "bad_parameter", f"unknown parameter {name!r}; {hint}") from error
         raise RequestError(422, "bad_parameter", f"{name}: {fault['msg']}") from error

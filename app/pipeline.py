@@ -155,7 +155,7 @@ def read_scores(model: ServedModel, prediction: Prediction, parameters: Paramete
     if isinstance(parameters, ClassifyParameters):
         best = np.argsort(-scores, kind="stable")[: parameters.top_k]
         answer["predictions"] = [
-            {"label": model.labels[i], "label_id": int(i), "score": float(scores[i])}
+            {"label": model.labels[i], "label_id": int(i), "score": _shown(scores[i])}
             for i in best
             if scores[i] >= parameters.min_score
         ]
@@ -170,13 +170,18 @@ def read_scores(model: ServedModel, prediction: Prediction, parameters: Paramete
     return answer
 
 
+def _shown(score: float) -> float:
+    """To six digits, about what a float32 holds; its further digits as a double would be noise."""
+    return float(f"{score:.6g}")
+
+
 def _tags(
     model: ServedModel, scores: np.ndarray[Any, np.dtype[np.float32]], parameters: TagParameters
 ) -> list[dict[str, Any]]:
     thresholds = model.thresholds if parameters.threshold is None else [parameters.threshold] * len(scores)
     included, excluded = parameters.include_labels, set(parameters.exclude_labels or [])
     tags = [
-        {"label": model.labels[i], "label_id": int(i), "score": float(scores[i]), "threshold": thresholds[i]}
+        {"label": model.labels[i], "label_id": int(i), "score": _shown(scores[i]), "threshold": _shown(thresholds[i])}
         for i in np.argsort(-scores, kind="stable")
         if scores[i] >= thresholds[i]
         and (included is None or model.labels[i] in included)

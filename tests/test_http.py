@@ -60,6 +60,7 @@ def test_classify_equals_the_eager_network(server: Server, digit_files: list[byt
         served = {entry["label_id"]: entry["score"] for entry in result["predictions"]}
         assert max(abs(served[i] - scores[i]) for i in range(10)) < 1e-4
         assert [entry["score"] for entry in result["predictions"]] == sorted(served.values(), reverse=True)
+        assert all(score == float(f"{score:.6g}") for score in served.values())
 
 
 def test_tag_equals_the_eager_network(server: Server, digit_files: list[bytes]) -> None:
@@ -70,6 +71,7 @@ def test_tag_equals_the_eager_network(server: Server, digit_files: list[bytes]) 
     assert all(entry["threshold"] == 0 and entry["label"] == f"tag {entry['label_id']}" for entry in result["tags"])
     (result,) = post(server, "/tag", digit_files[0]).json()["results"]
     assert {entry["label_id"] for entry in result["tags"]} == {i for i in range(5) if scores[i] >= 0.5}
+    assert all(entry["score"] == float(f"{entry['score']:.6g}") for entry in result["tags"])
 
 
 def test_tag_parameters(server: Server, digit_files: list[bytes]) -> None:
@@ -145,6 +147,17 @@ def test_wrong_method_and_missing_part(server: Server, digit_files: list[bytes])
     assert (answer.status_code, answer.json()["code"]) == (405, "method_not_allowed")
     answer = httpx.post(f"{server.url}/classify", files={"photo": ("a.png", digit_files[0])})
     assert (answer.status_code, answer.json()["code"]) == (400, "missing_image")
+    assert "'photo': with curl, -F image=@FILE" in answer.json()["detail"]
+
+
+def test_slips_of_the_hand_are_told_with_what_was_meant(server: Server, digit_files: list[bytes]) -> None:
+    lineless = digit_files[0].replace(b"\r", b"").replace(b"\n", b"")  # as curl -d sends a file
+    form = {"Content-Type": "application/x-www-form-urlencoded"}
+    assert "--data-binary @FILE" in post(server, "/classify", lineless, headers=form).json()["detail"]
+    assert "--data-binary" not in post(server, "/classify", lineless).json()["detail"]
+    assert post(server, "/classify", digit_files[0], headers=form).status_code == 200
+    assert "did you mean 'top_k'?" in post(server, "/classify?topk=2", digit_files[0]).json()["detail"]
+    assert "known are model," in post(server, "/classify?xyz=2", digit_files[0]).json()["detail"]
 
 
 def test_embedding_and_hugging_face_form(server: Server, digit_files: list[bytes]) -> None:

@@ -50,6 +50,16 @@ def test_every_example_is_as_its_schema_says(server: Server) -> None:
     assert len(seen) == len(set(seen))
 
 
+def test_locks_are_shown_where_a_key_is_asked_for(server: Server, guarded: Guarded) -> None:
+    for running, is_locked in ((server, False), (guarded, True)):
+        paths = httpx.get(f"{running.url}/openapi.json").json()["paths"]
+        for path, item in paths.items():
+            for operation in item.values():
+                assert operation["tags"][0] in ("Ask", "Models", "State")
+                wanted = is_locked and operation["tags"][0] != "State"
+                assert ("security" in operation) == wanted, (running.url, path)
+
+
 def test_the_documented_bodies_are_answered(server: Server) -> None:
     paths = httpx.get(f"{server.url}/openapi.json").json()["paths"]
     for path in ("/classify", "/tag"):
