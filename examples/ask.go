@@ -1,7 +1,7 @@
 // Ask about pictures with Go's standard library, all in one request.
 //
 //	go run examples/ask.go examples/digit-7.png …
-//	URL=https://gateway.example API_KEY=tresnet_… go run examples/ask.go …
+//	TRESNET_URL=https://gateway.example TRESNET_API_KEY=tresnet_… go run examples/ask.go …
 package main
 
 import (
@@ -36,7 +36,7 @@ type answer struct {
 
 func main() {
 	url, paths := "http://127.0.0.1:8080", os.Args[1:]
-	if given := os.Getenv("URL"); given != "" {
+	if given := os.Getenv("TRESNET_URL"); given != "" {
 		url = given
 	}
 	found, err := ask(url+"/classify?top_k=1", paths)
@@ -71,7 +71,7 @@ func ask(url string, paths []string) (found answer, err error) {
 		}
 		request.Header.Set("Content-Type", kind)
 		request.Header.Set("X-Request-Timeout-Ms", strconv.FormatInt(left.Milliseconds(), 10))
-		if key := os.Getenv("API_KEY"); key != "" {
+		if key := os.Getenv("TRESNET_API_KEY"); key != "" {
 			request.Header.Set("X-API-Key", key)
 		}
 		response, err := (&http.Client{Timeout: left}).Do(request)

@@ -1,10 +1,10 @@
 // Ask about pictures with Node's own fetch (Node 18 or newer; a browser's is the same), all in one request.
 //   node examples/ask.mjs examples/digit-7.png …
-//   URL=https://gateway.example API_KEY=tresnet_… node examples/ask.mjs …
+//   TRESNET_URL=https://gateway.example TRESNET_API_KEY=tresnet_… node examples/ask.mjs …
 import { readFile } from "node:fs/promises";
 import { basename } from "node:path";
 
-const url = process.env.URL ?? "http://127.0.0.1:8080";
+const url = process.env.TRESNET_URL ?? "http://127.0.0.1:8080";
 const paths = process.argv.slice(2);
 const ends = Date.now() + 60_000;
 
@@ -15,7 +15,7 @@ async function ask() {
   for (;;) {
     const left = ends - Date.now();
     const headers = { "X-Request-Timeout-Ms": String(left) };
-    if (process.env.API_KEY) headers["X-API-Key"] = process.env.API_KEY;
+    if (process.env.TRESNET_API_KEY) headers["X-API-Key"] = process.env.TRESNET_API_KEY;
     const answer = await fetch(`${url}/classify?top_k=1`, {
       method: "POST", body: form, headers, signal: AbortSignal.timeout(left),
     });

@@ -1,9 +1,9 @@
 #!/bin/sh
 # Ask about pictures with curl, all in one request; prints JSON. Waits as long as the gateway says when it is busy.
 #   sh examples/ask.sh examples/digit-7.png …
-#   URL=https://gateway.example API_KEY=tresnet_… sh examples/ask.sh …
+#   TRESNET_URL=https://gateway.example TRESNET_API_KEY=tresnet_… sh examples/ask.sh …
 set -eu
-url=${URL:-http://127.0.0.1:8080}
+url=${TRESNET_URL:-http://127.0.0.1:8080}
 
 i=$#
 while [ "$i" -gt 0 ]; do # each PATH becomes --form image=@"PATH", quoted so that ; and , in names are no syntax
@@ -11,7 +11,7 @@ while [ "$i" -gt 0 ]; do # each PATH becomes --form image=@"PATH", quoted so tha
     shift
     i=$((i - 1))
 done
-if [ -n "${API_KEY:-}" ]; then set -- "$@" --header "X-API-Key: $API_KEY"; fi
+if [ -n "${TRESNET_API_KEY:-}" ]; then set -- "$@" --header "X-API-Key: $TRESNET_API_KEY"; fi
 
 answer=$(mktemp)
 trap 'rm -f "$answer"' EXIT

@@ -77,8 +77,7 @@ def test_what_is_written_works(block: Block, server: Server, folder: Path) -> No
     done = subprocess.run(
         runner,
         cwd=folder,
-        env={**os.environ, "PATH": f"{Path(TRESNET).parent}:{os.environ['PATH']}", "TRESNET_URL": server.url,
-             "URL": server.url},
+        env={**os.environ, "PATH": f"{Path(TRESNET).parent}:{os.environ['PATH']}", "TRESNET_URL": server.url},
         capture_output=True, text=True, timeout=200, check=False,
     )  # fmt: skip
     assert done.returncode == 0, f"{block.page}:{block.line}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"

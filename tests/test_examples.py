@@ -55,7 +55,7 @@ def test_it_answers(command: list[str], server: Server, digit_files: list[bytes]
     paths = [EXAMPLES / "digit-7.png", tmp_path / "b, c;d.png", tmp_path / "broken.png"]
     paths[1].write_bytes(digit_files[3])
     paths[2].write_bytes(b"no picture")
-    done = run(command, *paths, URL=server.url)
+    done = run(command, *paths, TRESNET_URL=server.url)
     expected: list[list[str]] = []
     for path in paths[:2]:
         best = httpx.post(f"{server.url}/classify", content=path.read_bytes()).json()["results"][0]["predictions"][0]
@@ -67,10 +67,10 @@ def test_it_answers(command: list[str], server: Server, digit_files: list[bytes]
 
 def test_it_gives_its_key(command: list[str], guarded: Guarded) -> None:
     path = EXAMPLES / "digit-7.png"
-    refused = run(command, path, URL=guarded.url)
+    refused = run(command, path, TRESNET_URL=guarded.url)
     assert refused.returncode != 0
     assert "API key" in refused.stdout + refused.stderr
-    assert run(command, path, URL=guarded.url, API_KEY=guarded.key).returncode == 0
+    assert run(command, path, TRESNET_URL=guarded.url, TRESNET_API_KEY=guarded.key).returncode == 0
 
 
 def test_it_waits_as_long_as_it_is_told(command: list[str]) -> None:
@@ -79,7 +79,7 @@ def test_it_waits_as_long_as_it_is_told(command: list[str]) -> None:
               "predictions": [{"label": "7", "label_id": 7, "score": 0.5}]}  # fmt: skip
     busy = (503, {"Retry-After": "1"}, problem(503, "queue_full"))
     with scripted([busy, (200, {}, {**answer, "results": [result]})]) as (url, asked):
-        done = run(command, EXAMPLES / "digit-7.png", URL=url)
+        done = run(command, EXAMPLES / "digit-7.png", TRESNET_URL=url)
     assert done.returncode == 0, done.stderr
     assert len(asked) == 2
     assert float(asked[1]["at"]) - float(asked[0]["at"]) >= 1
