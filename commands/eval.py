@@ -25,7 +25,8 @@ def evaluate(
     data: Annotated[
         str | None,
         typer.Option(
-            help="Labelled pictures, in any form that train reads; by default those that the run held out.",
+            help="Labelled pictures, in any form that train reads; of the run's own only those that it held out. "
+            "By default the run's own, where they were when it began.",
             metavar="DATA",
         ),
     ] = None,
@@ -45,12 +46,15 @@ def evaluate(
     Under torchrun the processes share the pictures and find the same figures.
     """
     with fails_with_2():
+        import logging
+
         from training.distributed import joined
         from training.evaluation import evaluate_checkpoint
         from training.report import write_report
         from tresnet.checkpoint import load_checkpoint
         from tresnet.devices import choose_device, loading_processes
 
+        logging.basicConfig(level=logging.INFO, format="%(message)s")
         started = time.perf_counter()
         with joined(choose_device(device)) as world:
             loaded = load_checkpoint(checkpoint, task=task, image_size=image_size)

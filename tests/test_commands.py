@@ -22,12 +22,15 @@ def test_help(tmp_path: Path) -> None:
 def test_not_a_checkpoint(tmp_path: Path) -> None:
     (tmp_path / "text.pt").write_text("hello")
     torch.save({"a": 1}, tmp_path / "other.pt")
-    names = ("text.pt", "other.pt", "missing.pt")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "best.pt").touch()
+    names = ("text.pt", "other.pt", "missing.pt", "run")
     calls = [("export", name, "--task", "classify", "--name", "m") for name in names]
     for name, result in zip(names, run_side_by_side(calls, cwd=tmp_path), strict=True):
         assert result.returncode == 2
         assert len(result.stderr.strip().splitlines()) == 1
         assert name in result.stderr
+    assert "give run/best.pt" in result.stderr
     assert not (tmp_path / "model_repository").exists()
 
 

@@ -45,6 +45,7 @@ def test_from_folders_to_answers(tmp_path: Path) -> None:
     train, export, serve, curl = commands()
     trained = run_tresnet(*train[1:], cwd=tmp_path, timeout=800)
     assert trained.returncode == 0, trained.stderr
+    assert "no label for want of pictures: still empty" in trained.stderr
     assert "5 labels, 310 pictures to train on" in trained.stderr
     assert "my_pictures, validation and test pictures drawn from it at random by the seed 0" in trained.stderr
     exported = run_tresnet(*export[1:], cwd=tmp_path)

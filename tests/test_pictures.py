@@ -126,12 +126,17 @@ def test_data_that_is_none_is_refused_in_one_sentence(tmp_path: Path) -> None:
     }
     for folder, (name, content) in broken.items():
         write(tmp_path / folder / name, content)
-    arguments = [("train", "transfer", "--data", folder, "--out", f"run-{folder}") for folder in broken]
-    for folder, done in zip(broken, run_side_by_side(arguments, cwd=tmp_path), strict=True):
+    for label in ("cat", "dog"):
+        write(tmp_path / f"few/{label}/a.png", PNGS[0])
+        write(tmp_path / f"few/{label}/b.png", PNGS[1])
+    folders = [*broken, "text/readme.txt", "few"]
+    arguments = [("train", "transfer", "--data", folder, "--out", f"run-{folder[:4]}") for folder in folders]
+    for folder, done in zip(folders, run_side_by_side(arguments, cwd=tmp_path), strict=True):
         assert done.returncode == 2, done.stderr
-        assert done.stderr.startswith(f"error: {folder}"), done.stderr
+        expected = "error: 2 training pictures are fewer than a batch" if folder == "few" else f"error: {folder}"
+        assert expected in done.stderr, done.stderr
         assert "Traceback" not in done.stderr
-        assert not (tmp_path / f"run-{folder}" / "last.pt").exists()
+        assert not (tmp_path / f"run-{folder[:4]}").exists()
 
 
 def test_pictures_that_cannot_be_read_are_named_or_skipped(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ import torch
 from scipy.stats import binomtest
 
 from training.data import DataSet
-from training.evaluation import Evaluation
+from training.evaluation import Evaluation, doubt_in
 from training.metrics import precision_recall_f1, reliability
 from training.recipes import Recipe
 from training.report import MOST_DRAWN, confusion, confusion_pairs, per_label_table
@@ -27,7 +27,7 @@ from tresnet.checkpoint import ModelFacts
 _ROWS = 100
 _MATRIX_LABELS = 20
 _FEW_PICTURES = 20
-_NOT_HYPER_PARAMETERS = {"name", "task", "expected", "fits_small_data"}
+_NOT_HYPER_PARAMETERS = {"name", "task", "expected", "fits_small_data", "wants_init"}
 
 
 @dataclass(frozen=True)
@@ -171,6 +171,8 @@ def _confusion(evaluation: Evaluation) -> str:
 
 def _limits(making: Making, data: DataSet, facts: ModelFacts, evaluation: Evaluation) -> Iterator[str]:
     """What the scores do not say, as far as the run itself shows it."""
+    if (doubt := doubt_in(evaluation)) is not None:
+        yield f"{doubt[:1].upper()}{doubt[1:]}."
     if data.judged_on_val:
         yield (
             "There were no test pictures: the scores are on the validation pictures, by which the best epoch, the "

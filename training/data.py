@@ -22,8 +22,10 @@ from torch.utils.data import DataLoader, Dataset
 from training import demos
 from training.augment import Augmentation
 from training.distributed import World
+from training.held_out import remember
 from training.pictures import Pictures, Pixels, open_pictures, without_bad
 from training.recipes import Recipe
+from tresnet.checkpoint import HeldOut
 from tresnet.errors import UserError
 from tresnet.picture import Preprocessing, prepare
 
@@ -86,6 +88,8 @@ class DataSet:
     """Where the pictures come from and who split them, in a sentence for people."""
     judged_on_val: bool = False
     """Whether there are no test pictures of their own: ``test`` is ``val``, by which the best epoch is chosen."""
+    held_out: HeldOut | None = None
+    """How to find the test pictures again; None where the recipe brings its data."""
     own_test: bool = False
     """Whether the test pictures are the recipe's own, to be left in the run's folder for people to try."""
 
@@ -138,8 +142,16 @@ def load_data(
         judged = f"{len(test)} held out to judge it" if test is not None else "the same ones to judge it"
         logger.info("%s: %d labels, %d pictures to train on, %d to choose the best epoch by, %s",
                     origin, len(train.labels), len(train), len(val), judged)  # fmt: skip
+    judges = test or val
+    is_drawn = ("test" if test is not None else "val") not in splits
     return DataSet(
-        train.labels, Augmented(train, recipe.augmentation(how)), val, test or val, origin, judged_on_val=test is None
+        train.labels,
+        Augmented(train, recipe.augmentation(how)),
+        val,
+        judges,
+        origin,
+        judged_on_val=test is None,
+        held_out=remember(where, judges) if is_drawn else HeldOut(data=where),
     )
 
 
@@ -224,14 +236,8 @@ class _Steps:
 def training_batches(
     source: Source, recipe: Recipe, num_classes: int, seed: int, first_step: int, workers: int, world: World
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """From step ``first_step`` on: ``uint8 [B, S, S, 3]``, and ``int64 [B]`` classes or ``float32 [B, C]`` labels.
-
-    Raises:
-        UserError: if there are fewer pictures than a batch takes.
-    """
+    """From step ``first_step`` on: ``uint8 [B, S, S, 3]``, and ``int64 [B]`` classes or ``float32 [B, C]`` labels."""
     steps = _Steps(len(source), recipe.batch_size, recipe.epochs, first_step, seed, world)
-    if steps.in_epoch == 0:
-        raise UserError(f"{len(source)} training pictures do not fill a batch: give a --batch-size of at most that")
     samples = _Samples(source, num_classes, seed, tags=recipe.task == "tag")
     return iter(_loader(samples, steps, workers))
 

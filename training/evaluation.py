@@ -9,9 +9,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from pydantic import ValidationError
+from scipy.stats import binomtest
 
 from training.data import EVALUATION_BATCH, all_targets, evaluation_batches, load_data
 from training.distributed import World
+from training.held_out import find_again
 from training.metrics import (
     Logits,
     Scores,
@@ -21,7 +23,7 @@ from training.metrics import (
     expected_calibration_error,
     to_scores,
 )
-from training.pictures import Pictures, open_pictures
+from training.pictures import Pictures
 from training.recipes import find_recipe
 from tresnet.checkpoint import Checkpoint, ModelFacts, build_model
 from tresnet.contract import Task
@@ -80,6 +82,20 @@ def judge(facts: ModelFacts, logits: Logits, targets: npt.NDArray[Any]) -> Evalu
     return Evaluation(task, facts.labels, scores, targets, facts.thresholds, figures)
 
 
+def doubt_in(evaluation: Evaluation) -> str | None:
+    """Where one label wins: a sentence if always naming the commonest label may be as good."""
+    if evaluation.task != "classify":
+        return None
+    pictures, top1 = len(evaluation.targets), evaluation.figures["top1"]
+    commonest = np.bincount(evaluation.targets).max() / pictures
+    if binomtest(round(top1 * pictures), pictures).proportion_ci(method="wilson").low > commonest:
+        return None
+    return (
+        f"not shown to be better than guessing: {top1:.0%} of {pictures:,} pictures are named right, and "
+        f"{commonest:.0%} would be with the commonest label always"
+    )
+
+
 def evaluate_checkpoint(
     checkpoint: Checkpoint,
     world: World,
@@ -89,9 +105,7 @@ def evaluate_checkpoint(
     image_size: int | None = None,
     workers: int = 0,
 ) -> Evaluation:
-    """Judge a checkpoint on ``pictures``, on those at ``where``, or on its recipe's own held-out ones.
-
-    Of several splits it is ``test``, else ``val``.
+    """Judge a checkpoint on ``pictures``, on those at ``where``, or on those that its run held out.
 
     Raises:
         UserError: if the data cannot be used.
@@ -115,10 +129,9 @@ def evaluate_checkpoint(
 
 
 def _held_out(checkpoint: Checkpoint, where: str | None) -> Pictures:
-    if where is not None:
-        splits = open_pictures(where)
-        return next(splits[name] for name in ("test", "val", "all", *splits) if name in splits)
     facts = checkpoint.facts
+    if where is not None or checkpoint.held_out is not None:
+        return find_again(checkpoint.held_out, where)
     if facts.recipe is None:
         raise UserError(f"{checkpoint.path} does not say what it was trained on: give --data DIR")
     return load_data(find_recipe(facts.recipe), facts.preprocessing, facts.seed or 0, None).test

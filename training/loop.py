@@ -10,7 +10,7 @@ import logging
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from training.average import moving_average
 from training.card import Making, device_name, write_card
 from training.data import DataSet, all_targets, load_data, training_batches, write_pictures
 from training.distributed import World, joined
-from training.evaluation import Evaluation, calibrate, evaluate_checkpoint, judge, predict, to_input
+from training.evaluation import Evaluation, calibrate, doubt_in, evaluate_checkpoint, judge, predict, to_input
 from training.losses import asymmetric_loss
 from training.recipes import Recipe
 from training.report import write_report
@@ -41,6 +41,8 @@ logger = logging.getLogger(__name__)
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 CHECKPOINT_EVERY_S = 600.0
+PUBLISHED = "hf://timm/tresnet_m.miil_in1k"
+"""ImageNet weights that anybody with a network can begin with."""
 
 
 @dataclass(frozen=True)
@@ -78,18 +80,25 @@ def train(run: Run) -> Evaluation:
 
 
 def _train(run: Run, world: World) -> Evaluation:
-    recipe, last, best = run.recipe, run.out / "last.pt", run.out / "best.pt"
+    last = run.out / "last.pt"
     if last.exists() and not run.resume:
         raise UserError(f"{run.out} holds a run already: go on with --resume, or choose another --out")
     resumed = load_checkpoint(last) if last.exists() else None
     if run.resume and resumed is None:
         logger.info("%s holds no checkpoint yet: starting from the beginning", run.out)
-    run.out.mkdir(parents=True, exist_ok=True)
+    with _left_only_if_used(run.out):
+        return _train_in(run, world, resumed)
+
+
+def _train_in(run: Run, world: World, resumed: Checkpoint | None) -> Evaluation:
+    recipe, last, best = run.recipe, run.out / "last.pt", run.out / "best.pt"
     torch.manual_seed(run.seed)
     how = recipe.preprocessing()
     checks = resumed is None or run.skip_bad  # pictures that were good stay so; those left out must be known again
     data = load_data(recipe, how, run.seed, run.data, checked_by=world if checks else None, skip_bad=run.skip_bad)
     run = replace(run, recipe=(recipe := recipe.fitted(len(data.train), world.size)))
+    if recipe.wants_init and run.init is None and resumed is None and world.is_first:
+        logger.warning("starting from random weights: with --init, %s say, fewer pictures and epochs do", PUBLISHED)
     trainer = _Trainer(run, data, world)
     if resumed is not None:
         trainer.resume(resumed)
@@ -118,8 +127,24 @@ def _train(run: Run, world: World) -> Evaluation:
         write_report(run.out, evaluation)
         card = write_card(trainer.making(), data, chosen.facts, evaluation)
         (run.out / CARD_FILE).write_text(card, encoding="utf-8")
-        save_checkpoint(best, chosen.facts, chosen.weights, card=card)
+        save_checkpoint(best, chosen.facts, chosen.weights, card=card, held_out=data.held_out)
+        if (doubt := doubt_in(evaluation)) is not None:
+            logger.warning("%s: start from other weights (--init), give more pictures, or train for more epochs", doubt)
     return evaluation
+
+
+@contextmanager
+def _left_only_if_used(folder: Path) -> Iterator[None]:
+    """Made before pictures are looked at, which takes long; gone again if the run fails before it leaves anything."""
+    is_new = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        if is_new:
+            with suppress(OSError):  # it refuses to remove what is not empty
+                folder.rmdir()
+        raise
 
 
 class _Trainer:
@@ -131,7 +156,9 @@ class _Trainer:
         self.steps_per_epoch = len(data.train) // recipe.batch_size
         self.steps = self.steps_per_epoch * recipe.epochs
         if self.steps == 0:
-            raise UserError(f"{len(data.train)} training pictures do not fill a batch of {recipe.batch_size}")
+            few = len(data.train)
+            smaller = f", or --batch-size {few}" if few > 1 else ""
+            raise UserError(f"{few} training pictures are fewer than a batch: give {recipe.batch_size}{smaller}")
         if recipe.batch_size % (world.size * recipe.accumulate):
             raise UserError(f"a batch of {recipe.batch_size} cannot be shared by {world.size} × {recipe.accumulate}")
         norm = resolve_norm(run.norm, world.device)
@@ -282,7 +309,7 @@ class _Trainer:
             if score >= self.best_score:  # of equals the later, which has seen more
                 self.best_score = score
                 if self.world.is_first:
-                    save_checkpoint(best, facts, _on_cpu(model.state_dict()))
+                    save_checkpoint(best, facts, _on_cpu(model.state_dict()), held_out=self.data.held_out)
         return told
 
     def save(self, last: Path) -> None:
@@ -301,7 +328,7 @@ class _Trainer:
             "average": self.average.state_dict() if self.average is not None else None,
             "rng": torch.get_rng_state(),
         }
-        save_checkpoint(last, self.facts, _on_cpu(self.model.state_dict()), training)
+        save_checkpoint(last, self.facts, _on_cpu(self.model.state_dict()), training, held_out=self.data.held_out)
 
     def resume(self, checkpoint: Checkpoint) -> None:
         """Go on where ``checkpoint`` was saved.

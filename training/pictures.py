@@ -146,7 +146,8 @@ def without_bad(pictures: Pictures, *, skip_bad: bool, world: World) -> Pictures
         raise UserError(
             f"{len(faults)} of {len(pictures)} pictures cannot be read; --skip-bad goes on without:\n{named}{more}"
         )
-    logger.warning("going on without %d pictures that cannot be read:\n%s%s", len(faults), named, more)
+    pictures_are = "a picture that cannot" if len(faults) == 1 else f"{len(faults)} pictures that cannot"
+    logger.warning("going on without %s be read:\n%s%s", pictures_are, named, more)
     return pictures.select(index for index in range(len(pictures)) if index not in faults)
 
 
@@ -168,6 +169,8 @@ def _open_path(path: Path) -> dict[str, Pictures]:
         return {_split_of(file.stem.removeprefix("instances_")): _coco(path, file) for file in annotations}
     if shards := sorted(path.glob("*.tar")):
         return _shards(path, shards)
+    if path.exists() and not path.is_dir():
+        raise UserError(f"{path} is neither a folder nor a .csv or .parquet file")
     if not path.is_dir():
         raise UserError(f"{path}: no such folder or file of labelled pictures")
     parts = {entry.name: _SPLITS[entry.name] for entry in path.iterdir() if entry.is_dir() and entry.name in _SPLITS}
@@ -194,6 +197,8 @@ def _folders(root: Path) -> Pictures:
         if entry.is_dir() and not entry.name.startswith(".")
     }
     labels = [label for label, files in found.items() if files]
+    if empty := [name for name, files in found.items() if not files]:
+        logger.warning("%s: no label for want of pictures: %s", root, ", ".join(empty))
     files = [(index, file) for index, label in enumerate(labels) for file in found[label]]
     return _from_paths(labels, [file for _, file in files], [[index] for index, _ in files])
 

@@ -31,6 +31,8 @@ class Recipe:
     epochs: int
     fits_small_data: bool = False
     """Whether the batch shrinks where pictures are few, until an epoch has eight steps or a batch eight pictures."""
+    wants_init: bool = False
+    """Whether its score is one from weights that were trained before."""
     pictures_per_epoch: int | None = None
     """For pictures that are made up as training goes; ``None``: every training picture once."""
     arch: str = "tresnet_m"
@@ -139,6 +141,7 @@ RECIPES = {
             image_size=448,
             batch_size=384,
             epochs=10,
+            wants_init=True,
             optimizer="sgd",
             learning_rate=0.015,
             rise=0.1,
@@ -160,6 +163,7 @@ RECIPES = {
             batch_size=64,
             epochs=80,
             fits_small_data=True,
+            wants_init=True,
             optimizer="adamw",
             learning_rate=2e-4,
             rise=0.1,
@@ -181,6 +185,7 @@ RECIPES = {
             image_size=448,
             batch_size=128,
             epochs=40,
+            wants_init=True,
             optimizer="adam",
             learning_rate=1e-4,
             rise=0.2,

@@ -59,6 +59,17 @@ class ModelFacts(BaseModel):
     seed: int | None = None
 
 
+class HeldOut(BaseModel):
+    """The pictures that a run was judged by, for those who judge it again."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    data: str
+    """Where the run found its pictures, as it was given."""
+    pictures: dict[str, str] | None = None
+    """Digests of names to digests of contents; None where the data came with a split of its own."""
+
+
 class Checkpoint(BaseModel):
     """A checkpoint in memory: its facts, its weights, where it came from."""
 
@@ -72,6 +83,8 @@ class Checkpoint(BaseModel):
     """What a resume needs: optimizer, schedule, generators, counters."""
     card: str | None = None
     """The model card, in Markdown; a finished run's best checkpoint has one."""
+    held_out: HeldOut | None = None
+    """None for data that the recipe brings, and for published weights."""
 
 
 def save_checkpoint(
@@ -80,6 +93,7 @@ def save_checkpoint(
     weights: dict[str, torch.Tensor],
     training: dict[str, Any] | None = None,
     card: str | None = None,
+    held_out: HeldOut | None = None,
 ) -> None:
     """Write a checkpoint beside ``path``, flush it to disk, and rename it in: it is there whole or not at all.
 
@@ -87,6 +101,7 @@ def save_checkpoint(
         OSError: if the folder cannot be written or the disk is full; an older file at ``path`` stays as it was.
     """
     content = {"format": FORMAT, "facts": facts.model_dump(), "model": weights, "training": training, "card": card}
+    content["held_out"] = held_out.model_dump() if held_out is not None else None
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
@@ -116,6 +131,9 @@ def load_checkpoint(path: Path, *, task: Task | None = None, image_size: int | N
     if path.parts[:1] == (HUB,):
         path, published_size = _fetch("/".join(path.parts[1:]))
         image_size = image_size or published_size
+    if path.is_dir():
+        best = path / "best.pt"
+        raise CheckpointError(f"{path} is a folder: give {best if best.is_file() else 'a file in it'}")
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file")
     content = _read(path)
@@ -123,7 +141,7 @@ def load_checkpoint(path: Path, *, task: Task | None = None, image_size: int | N
     if isinstance(content, dict) and content.get("format") == FORMAT:
         try:
             facts, weights = ModelFacts.model_validate(content["facts"]), content["model"]
-            extra = {"training": content.get("training"), "card": content.get("card")}
+            extra = {name: content.get(name) for name in ("training", "card", "held_out")}
             return Checkpoint(facts=facts, weights=weights, path=path, sha256=digest, **extra)
         except (KeyError, ValidationError) as error:
             raise CheckpointError(f"{path}: the checkpoint's facts or weights are missing or damaged") from error

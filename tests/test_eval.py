@@ -1,0 +1,62 @@
+"""What ``tresnet eval`` measures: the pictures that a run held out, wherever its data is by now."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import run_side_by_side, run_tresnet
+
+from training.pictures import encode_png
+
+TINY = ("--arch", "tresnet_s", "--image-size", 20, "--batch-size", 8, "--epochs", 1)
+
+
+def write_noise(folder: Path, seed: int) -> None:
+    """Two labels of 20 pictures each that nothing tells apart."""
+    random = np.random.default_rng(seed)
+    for label in ("heads", "tails"):
+        (folder / label).mkdir(parents=True)
+        for number in range(20):
+            (folder / label / f"{number}.png").write_bytes(encode_png(random.integers(0, 256, (24, 24, 3), np.uint8)))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with ``coins``, a run on them, and what it said."""
+    folder = tmp_path_factory.mktemp("eval")
+    write_noise(folder / "coins", 0)
+    write_noise(folder / "others", 1)
+    done = run_tresnet("train", "transfer", "--data", "coins", "--out", "run", *TINY, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    (folder / "said").write_text(done.stderr)
+    return folder
+
+
+def test_a_run_that_may_have_learnt_nothing_says_so(run: Path) -> None:
+    said = (run / "said").read_text()
+    assert "starting from random weights: with --init, hf://timm/tresnet_m.miil_in1k" in said
+    assert "not shown to be better than guessing" in said
+    assert "50% would be with the commonest label always" in (run / "run" / "model_card.md").read_text()
+
+
+def test_held_out_pictures_are_found_again(run: Path) -> None:
+    counts = np.array(json.loads((run / "run" / "confusion.json").read_text())["counts"])
+    assert counts.sum() == 4
+
+    def evaluate(*calls: tuple[str, ...]) -> list[tuple[int, dict[str, float], str]]:
+        done = run_side_by_side([("eval", "--json", *call) for call in calls], cwd=run)
+        return [(one.returncode, json.loads(one.stdout or "{}"), one.stderr) for one in done]
+
+    own, others = evaluate(("run/best.pt",), ("run/best.pt", "--data", "others"))
+    assert (own[1]["images"], own[1]["top1"]) == (4, counts.trace() / 4)
+    assert "the 4 of 40 pictures in coins that the run held out" in own[2]
+    assert (others[1]["images"], "all 40 pictures in others" in others[2]) == (40, True)
+
+    (run / "coins").rename(run / "moved")
+    (run / "moved" / "heads" / "new.png").write_bytes((run / "others" / "heads" / "0.png").read_bytes())
+    gone, moved = evaluate(("run/best.pt",), ("run/best.pt", "--data", str(run / "moved")))
+    assert (moved[1]["images"], moved[1]["top1"]) == (4, own[1]["top1"])
+    assert (gone[0], "say with --data where it is now" in gone[2], len(gone[2].splitlines())) == (2, True, 1)
