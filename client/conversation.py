@@ -164,7 +164,7 @@ def _until_answered(request: Request, trial: Trial) -> Conversation[Reply]:
             pause_s = trial.pause_s(None) if isinstance(outcome, _PASSING) else None
             error = UnreachableError(f"{_origin(outcome.request.url)}: {str(outcome) or type(outcome).__name__}")
         if pause_s is None:
-            raise error
+            raise error from (outcome if isinstance(outcome, Exception) else None)
         yield Pause(pause_s)
 
 

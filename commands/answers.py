@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Self
 
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from client import Result
 from commands.console import console, out
@@ -76,18 +76,19 @@ class Csv(Writer):
 
 
 class AsTable(Writer):
-    """For people: one table at the end, and each failure on stderr at once."""
+    """For people: one table at the end, and why a picture failed on stderr at once."""
 
     streams = False
 
     def __init__(self, task: str) -> None:
         super().__init__()
-        self._has_thresholds = task == "tag"
-        self._table = Table("picture", "label", "score", *(("threshold",) if self._has_thresholds else ()))
+        columns = ("picture", "label", "score", *(("threshold",) if task == "tag" else ()))
+        self._table = Table(*(Column(name, overflow="fold") for name in columns))
 
     def _put(self, name: str, result: Result) -> None:
         if result.error is not None:
             console.print(f"[red]{escape(name)}:[/red] {escape(result.error.detail)}")
+            self._table.add_row(escape(name), f"[red]{escape(result.error.code)}[/red]", "–")
             return
         rows = [
             *((entry.label, f"{entry.score:.4f}") for entry in result.predictions),

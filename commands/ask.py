@@ -46,6 +46,9 @@ PathsFrom = Annotated[
 Url = Annotated[str, typer.Option(envvar="TRESNET_URL", help="Where the gateway is.")]
 ApiKey = Annotated[str | None, typer.Option(envvar="TRESNET_API_KEY", help="Where the gateway asks for one.")]
 ModelName = Annotated[str | None, typer.Option("--model", help="The model, where several fit.", metavar="NAME")]
+ModelVersion = Annotated[
+    str | None, typer.Option("--version", help="The model's version; the highest if not given.", metavar="N")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="JSON lines: an object for each picture, as it is answered.")]
 AsCsv = Annotated[bool, typer.Option("--csv", help="CSV: a row for each label, as pictures are answered.")]
 Explain = Annotated[
@@ -62,6 +65,7 @@ def classify(
     paths_from: PathsFrom = None,
     url: Url = DEFAULT_URL,
     model: ModelName = None,
+    version: ModelVersion = None,
     top_k: Annotated[int, typer.Option(help="How many labels.", min=1)] = 5,
     min_score: Annotated[float | None, typer.Option(help="Leave out labels below it.", min=0, max=1)] = None,
     as_json: AsJson = False,
@@ -74,7 +78,10 @@ def classify(
     retry_for: RetryFor = 5.0,
 ) -> None:
     """Ask a running gateway for each picture's best labels."""
-    parameters = {"model": model, "top_k": top_k, "min_score": min_score, "explain": explain, "embedding": embedding}
+    parameters = {
+        "model": model, "version": version, "top_k": top_k, "min_score": min_score,
+        "explain": explain, "embedding": embedding,
+    }  # fmt: skip
     _run(
         _Asking("classify", url, api_key, parameters, batch_size, connections, retry_for),
         images or [], paths_from, as_json, as_csv,
@@ -86,9 +93,16 @@ def tag(
     paths_from: PathsFrom = None,
     url: Url = DEFAULT_URL,
     model: ModelName = None,
+    version: ModelVersion = None,
     top_k: Annotated[int | None, typer.Option(help="At most so many tags.", min=1)] = None,
     threshold: Annotated[
         float | None, typer.Option(help="One for all labels, in place of each label's own.", min=0, max=1)
+    ] = None,
+    include_labels: Annotated[
+        list[str] | None, typer.Option(help="Only this label; may be given several times.", metavar="LABEL")
+    ] = None,
+    exclude_labels: Annotated[
+        list[str] | None, typer.Option(help="Never this label; may be given several times.", metavar="LABEL")
     ] = None,
     as_json: AsJson = False,
     as_csv: AsCsv = False,
@@ -100,7 +114,11 @@ def tag(
     retry_for: RetryFor = 5.0,
 ) -> None:
     """Ask a running gateway for each picture's tags."""
-    parameters = {"model": model, "max_tags": top_k, "threshold": threshold, "explain": explain, "embedding": embedding}
+    parameters = {
+        "model": model, "version": version, "max_tags": top_k, "threshold": threshold,
+        "include_labels": include_labels, "exclude_labels": exclude_labels,
+        "explain": explain, "embedding": embedding,
+    }  # fmt: skip
     _run(
         _Asking("tag", url, api_key, parameters, batch_size, connections, retry_for),
         images or [], paths_from, as_json, as_csv,
@@ -123,15 +141,14 @@ class _Asking:
     def patience(self) -> Patience:
         from client import Patience
 
-        # A refused connection is known at once, a hanging gateway after one attempt.
-        return Patience(
-            deadline_s=_ATTEMPT_S + self.retry_for_s, attempt_s=_ATTEMPT_S, retry_for_s=self.retry_for_s
-        )  # fmt: skip
+        deadline_s = _ATTEMPT_S + self.retry_for_s
+        return Patience(deadline_s=deadline_s, attempt_s=_ATTEMPT_S, retry_for_s=self.retry_for_s)
 
 
 def _run(asking: _Asking, images: list[str], paths_from: str | None, as_json: bool, as_csv: bool) -> None:
     from client import ClientError, ProblemError, UnavailableError, UnreachableError
     from commands.answers import choose_writer
+    from commands.away import does_hang, hangs, why_away
     from commands.picture_paths import find_pictures
 
     with fails_with_2():
@@ -142,16 +159,14 @@ def _run(asking: _Asking, images: list[str], paths_from: str | None, as_json: bo
         pictures = find_pictures(images, paths_from)
         writer = choose_writer(as_json=as_json, as_csv=as_csv, task=asking.task)
     status = 0
+    if does_hang(asking.url, asking.retry_for_s):
+        _say(hangs(asking.url))
+        raise typer.Exit(UNREACHABLE)
     try:
         with writer:
             asyncio.run(_ask(asking, pictures, writer))
     except (UnreachableError, UnavailableError) as error:
-        what = (
-            "overloaded or not ready"
-            if isinstance(error, UnavailableError)
-            else "not there; `tresnet serve` starts one"
-        )
-        _say(f"the gateway at {asking.url} is {what}: {error}")
+        _say(why_away(asking.url, error))
         status = UNREACHABLE
     except ProblemError as error:
         _say(error.detail)

@@ -24,23 +24,34 @@ class NamedPicture:
 
 
 def find_pictures(images: list[str], paths_from: str | None) -> list[NamedPicture]:
-    """In the order given, a folder's by name.
+    """In the order given, a folder's by name; what is not there is kept, to fail alone beside the others.
 
     Raises:
-        UserError: if something named is not there, or there is no picture at all.
+        UserError: if there is no picture at all.
         OSError: if the list of paths cannot be read.
     """
     if images.count("-") + (paths_from == "-") > 1:
         raise UserError("stdin can be one picture or one list of paths, not both")
     listed = _listed(paths_from) if paths_from is not None else []
-    found: list[NamedPicture] = []
-    for word in images:
-        found += [NamedPicture("-", sys.stdin.buffer.read())] if word == "-" else _named(word)
+    found = [picture for word in images for picture in _named(word)]
+    if not found and not listed:
+        raise UserError(_no_picture(images, paths_from))
+    if not listed and not any(isinstance(one.content, bytes) or one.content.exists() for one in found):
+        raise UserError("; ".join(_missing(word) for word in images if not Path(word).is_dir()))
     # A path from a list is a path: one that is gone fails alone, when its turn comes.
-    found += [NamedPicture(line, Path(line)) for line in listed]
-    if not found:
-        raise UserError("no picture: " + ("none was named" if not images and not listed else "the folders hold none"))
-    return found
+    return found + [NamedPicture(line, Path(line)) for line in listed]
+
+
+def _no_picture(images: list[str], paths_from: str | None) -> str:
+    if images:
+        return f"no picture below {', '.join(images)} (a folder's are taken by their suffix: .jpg, .png and so on)"
+    if paths_from is not None:
+        return f"no picture: {'stdin' if paths_from == '-' else paths_from} lists none"
+    return "no picture was named: give files or folders, or see --help"
+
+
+def _missing(word: str) -> str:
+    return f"{word}: " + ("no file matches" if glob.has_magic(word) else "no such file or folder")
 
 
 def _listed(paths_from: str) -> list[str]:
@@ -50,15 +61,15 @@ def _listed(paths_from: str) -> list[str]:
 
 
 def _named(word: str) -> list[NamedPicture]:
+    if word == "-":
+        return [NamedPicture("-", sys.stdin.buffer.read())]
     path = Path(word)
     if path.is_dir():
         return [NamedPicture(str(file), file) for file in _below(path)]
-    if path.exists():
-        return [NamedPicture(word, path)]
-    matches = sorted(glob.glob(word, recursive=True)) if glob.has_magic(word) else []  # noqa: PTH207 (absolute ones, too)
-    if not matches:
-        raise UserError(f"{word}: no such file or folder")
-    return [picture for match in matches for picture in _named(match)]
+    is_pattern = glob.has_magic(word) and not path.exists()
+    matches = sorted(glob.glob(word, recursive=True)) if is_pattern else []  # noqa: PTH207 (absolute ones, too)
+    files = [file for match in matches for file in (_below(Path(match)) if Path(match).is_dir() else [Path(match)])]
+    return [NamedPicture(str(file), file) for file in files or [path]]
 
 
 def _below(folder: Path) -> Iterator[Path]:

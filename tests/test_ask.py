@@ -9,12 +9,13 @@ import json
 import os
 import pty
 import signal
+import socket
 import subprocess
 from pathlib import Path
 from threading import Thread
 
 import pytest
-from conftest import TRESNET, Server, free_port, run_tresnet, start_server, until
+from conftest import TRESNET, Server, free_port, run_side_by_side, run_tresnet, start_server, until
 
 KEYS = {"path", "id", "status", "width", "height", "predictions"}
 
@@ -53,6 +54,8 @@ def test_files_folders_patterns_lists_and_stdin(server: Server, photos: Path) ->
     assert set(lines[0]) == KEYS
     best = [line["predictions"][0]["label"] for line in lines]  # type: ignore[index]
     assert best[2] == best[0]
+    status, lines = ask("photos/b.png", "photos/typo.png", "nothing/*.png")
+    assert (status, [line["status"] for line in lines]) == (1, ["ok", "error", "error"])
     status, lines = ask("--from", "-", stdin=b"photos/a.PNG\nphotos/gone.png\n")
     assert (status, [line["status"] for line in lines]) == (1, ["ok", "error"])
     assert lines[1]["error"]["code"] == "unreadable_file"  # type: ignore[index]
@@ -67,39 +70,61 @@ def test_csv_and_table(server: Server, photos: Path) -> None:
     assert float(rows[0]["score"]) >= float(rows[1]["score"])
     assert (float(rows[0]["threshold"]), rows[4]["error"].partition(":")[0]) == (0, "undecodable_image")
     done = run_tresnet("classify", "photos", "--top-k", 1, "--url", server.url, cwd=photos.parent)
-    assert [word in done.stdout for word in ("d.png", "score", "threshold", "c.jpg")] == [True, True, False, False]
+    assert [word in done.stdout for word in ("d.png", "score", "threshold")] == [True, True, False]
+    assert [line.split()[1:4:2] for line in done.stdout.splitlines() if "c.jpg" in line] == [
+        ["photos/c.jpg", "undecodable_image"]
+    ]
     assert "c.jpg" in done.stderr
     assert done.returncode == 1
 
 
 def test_heat_maps_and_embeddings_come_as_json(server: Server, photos: Path) -> None:
     done = run_tresnet(
-        "tag", photos / "b.png", "--threshold", 0, "--json", "--explain", "--embedding", "--url", server.url,
+        "tag", photos / "b.png", "--threshold", 0, "--json", "--version", 1,
+        "--include-labels", "tag 3", "--include-labels", "tag 1",
+        "--explain", "--embedding", "--url", server.url,
         cwd=photos.parent,
     )  # fmt: skip
     answer = json.loads(done.stdout)
     assert (len(answer["embedding"]), answer["heat_map_box"]) == (2048, [0, 0, 64, 64])
+    assert sorted(tag["label"] for tag in answer["tags"]) == ["tag 1", "tag 3"]
     assert all(len(tag["heat_map"]) == 2 == len(tag["heat_map"][0]) for tag in answer["tags"])
 
 
 def test_wrong_usage_is_2(server: Server, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "a.png").write_bytes(b"x")
-    for words in (
-        ("classify",),
-        ("classify", "empty"),
-        ("classify", "nothing.png"),
-        ("classify", "-", "--from", "-"),
-        ("tag", "a.png", "--json", "--csv"),
-        ("tag", "a.png", "--explain"),
-        ("classify", "a.png", "--csv", "--embedding"),
-        ("tag", "a.png", "--url", server.url, "--model", "nobody"),
-        ("tag", "a.png", "--url", f"{server.url}/somewhere"),
-        ("tag", "a.png", "--url", "localhost:8080"),
-        ("tag", "a.png", "--url", "http://[::"),
+    for words, said in (
+        (("classify",), "see --help"),
+        (("classify", "empty"), "no picture below empty"),
+        (("classify", "nothing.png"), "nothing.png: no such file or folder"),
+        (("classify", "empty/*.png"), "no file matches"),
+        (("classify", "-", "--from", "-"), "not both"),
+        (("tag", "a.png", "--json", "--csv"), "exclude each other"),
+        (("tag", "a.png", "--explain"), "add --json"),
+        (("classify", "a.png", "--csv", "--embedding"), "add --json"),
+        (("tag", "a.png", "--url", server.url, "--model", "nobody"), "nobody"),
+        (("tag", "a.png", "--url", server.url, "--version", "9"), "version '9'"),
+        (("tag", "a.png", "--url", f"{server.url}/somewhere"), ""),
+        (("tag", "a.png", "--url", "localhost:8080"), "http://HOST:PORT"),
+        (("tag", "a.png", "--url", "http://[::"), "http://HOST:PORT"),
     ):
         done = run_tresnet(*words, cwd=tmp_path)
-        assert (done.returncode, len(done.stderr.strip().splitlines())) == (2, 1), done.stderr
+        assert (done.returncode, len(done.stderr.strip().splitlines()), said in done.stderr) == (2, 1, True), (
+            done.stderr
+        )
+
+
+def test_each_way_of_being_away_has_its_sentence(server: Server, photos: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as hanging:  # the kernel takes connections for it
+        said = {
+            f"http://127.0.0.1:{hanging.getsockname()[1]}": "it hangs",
+            f"http://127.0.0.1:{free_port()}": "is not there; `tresnet serve` starts one",
+            server.url.replace("http", "https"): f"speaks http, not https: give {server.url}",
+        }
+        calls = [("classify", "photos/b.png", "--retry-for", 0, "--url", url) for url in said]
+        for words, done in zip(said.values(), run_side_by_side(calls, cwd=photos.parent, timeout=25), strict=True):
+            assert (done.returncode, len(done.stderr.splitlines()), words in done.stderr) == (3, 1, True), done.stderr
 
 
 def test_a_killed_gateway_loses_no_finished_answer_and_a_new_one_is_taken_up(
