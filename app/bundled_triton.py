@@ -71,6 +71,8 @@ class BundledTriton:
         """
         if not self._repository.is_dir():
             raise UserError(f"{self._repository}: no such model repository; `tresnet export` makes one")
+        if not any(self._repository.glob("*/config.pbtxt")):
+            logger.warning("%s holds no model; `tresnet export` puts one there", self._repository)
         self.check_program()
         self._clear_shared_memory(f"tresnet-stub-{socket.gethostname()}-*")
         self.port = _free_port()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 from typing import Annotated, Literal
 
@@ -162,13 +163,18 @@ def load_settings(**overrides: object) -> Settings:
         if name.startswith(_PREFIX) and name.upper() not in known | {_CLIENT_KEY, _CLIENT_URL}
     )
     if unknown:
-        raise UserError(f"unknown setting {', '.join(unknown)}; known are {', '.join(sorted(known))}")
+        raise UserError(f"{'; '.join(_unknown(name, known) for name in unknown)}; docs/settings.md lists all")
     try:
         return Settings(**{key: value for key, value in overrides.items() if value is not None})  # type: ignore[arg-type]
     except ValidationError as error:
         fault = error.errors()[0]
         name = f"{_PREFIX}{str(fault['loc'][0]).upper()}"
         raise UserError(f"setting {name}: {fault['msg']}, got {fault['input']!r}") from error
+
+
+def _unknown(name: str, known: set[str]) -> str:
+    nearest = difflib.get_close_matches(name.upper(), known, n=1, cutoff=0.8)
+    return f"unknown setting {name}" + (f" (did you mean {nearest[0]}?)" if nearest else "")
 
 
 def settings_table() -> str:

@@ -163,9 +163,22 @@ def _port(subject: Subject) -> Finding:
         try:
             probe.bind(("127.0.0.1", port))
         except (OSError, OverflowError) as error:  # OverflowError: no port has such a number
+            if _is_gateway(f"http://127.0.0.1:{port}"):
+                return Finding("port", "ok", f"{port} on 127.0.0.1 is taken by a gateway of this kind, which runs")
             remedy = f"stop what listens there (ss -ltnp 'sport = :{port}'), or give --port"
             return Finding("port", "warn", f"{port} on 127.0.0.1: {error}", remedy)
     return Finding("port", "ok", f"{port} is free on 127.0.0.1")
+
+
+def _is_gateway(url: str) -> bool:
+    """Whether a gateway of this kind answers there, be it ready or not, and ask it for a key or not."""
+    import httpx
+
+    try:
+        document = httpx.get(f"{url}/openapi.json", timeout=3).json()
+        return bool(document["info"]["title"] == "TResNet Serving")
+    except (httpx.HTTPError, httpx.InvalidURL, ValueError, LookupError, TypeError):
+        return False
 
 
 def _repository(subject: Subject) -> Finding | None:
@@ -177,21 +190,29 @@ def _repository(subject: Subject) -> Finding | None:
     try:
         versions = read_repository(folder)
     except UserError:
-        return Finding("repository", "fail", f"{folder}: no such folder", "make models, or `tresnet export`")
+        return Finding("repository", "fail", f"{folder}: no such folder", _how_to_get_models())
     faults = [
         f"{version.model} {version.version}".strip() + f": {version.fault}" for version in versions if version.fault
     ]
     if faults:
         return Finding("repository", "fail", "; ".join(faults), "remove that folder, and export it again")
     if not versions:
-        return Finding("repository", "fail", f"{folder} holds no model", "make models, or `tresnet export`")
+        return Finding("repository", "fail", f"{folder} holds no model", _how_to_get_models())
     return Finding("repository", "ok", f"{folder}: " + ", ".join(f"{v.model} {v.version}" for v in versions))
+
+
+def _how_to_get_models() -> str:
+    """`make models` is one of this project's folder alone."""
+    project = Path(__file__).parents[1]
+    of_the_demo = "make models, or " if Path.cwd() == project and (project / "Makefile").is_file() else ""
+    return f"{of_the_demo}`tresnet export CHECKPOINT --task … --name …`"
 
 
 def _gateway(subject: Subject) -> Finding | None:
     if subject.url is None:
         return None
-    from client import Client, ClientError, Patience, UnauthorizedError, UnavailableError
+    from client import Client, ClientError, Patience, UnauthorizedError, UnavailableError, UnreachableError
+    from commands.away import why_away
 
     patience = Patience(deadline_s=10, retry_for_s=1)
     try:
@@ -203,7 +224,8 @@ def _gateway(subject: Subject) -> Finding | None:
     except UnavailableError as error:
         return Finding("gateway", "fail", f"not ready: {error}", "its log and logs/triton.log say more")
     except ClientError as error:
-        return Finding("gateway", "fail", f"{subject.url}: {error}", "start it with `tresnet serve`, or correct --url")
+        said = why_away(subject.url, error) if isinstance(error, UnreachableError) else f"{subject.url}: {error}"
+        return Finding("gateway", "fail", said, "start it, or correct --url or TRESNET_URL")
     failed = ", ".join(f"{entry['model']} {entry['version']}: {entry['reason']}" for entry in state["failed"])
     if failed:
         return Finding("gateway", "warn", f"ready, but not served: {failed}", "export that version again")

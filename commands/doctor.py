@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from commands.ask import ApiKey
 from commands.console import out
@@ -18,10 +18,10 @@ _STYLES = {"ok": "green", "warn": "yellow", "fail": "red"}
 
 def doctor(
     repository: Annotated[
-        Path | None, typer.Option(help="The model repository to look at.  [default: model_repository]", metavar="DIR")
+        Path | None, typer.Option(help="The model repository to look at. Default: model_repository.", metavar="DIR")
     ] = None,
-    port: Annotated[int | None, typer.Option(help="The port to serve on.  [default: 8080]")] = None,
-    url: Annotated[str | None, typer.Option(help="Also ask this running gateway.")] = None,
+    port: Annotated[int | None, typer.Option(help="The port to serve on. Default: 8080.")] = None,
+    url: Annotated[str | None, typer.Option(envvar="TRESNET_URL", help="Also ask this running gateway.")] = None,
     api_key: ApiKey = None,
     as_json: Annotated[bool, typer.Option("--json", help="A list of objects.")] = False,
 ) -> None:
@@ -35,7 +35,7 @@ def doctor(
     if as_json:
         typer.echo(json.dumps([finding.as_plain() for finding in findings], indent=1))
     else:
-        table = Table("check", "", "found")
+        table = Table("check", "state", Column("found", overflow="fold"))
         for finding in findings:
             mend = f"\n[bold]→ {escape(finding.remedy)}[/bold]" if finding.remedy else ""
             style = _STYLES[finding.state]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from importlib import metadata
+from typing import Annotated
+
 import typer
 
 from commands.ask import EXIT_STATUS, classify, tag
@@ -14,9 +17,15 @@ from commands.models import models
 from commands.serve import serve
 from commands.train import train
 
+
+def _say_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"tresnet {metadata.version('tresnet-serving')}")
+        raise typer.Exit
+
+
 app = typer.Typer(
     name="tresnet",
-    help="TResNet, trained, exported to Triton, and served: pictures in, labels out.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
@@ -30,6 +39,16 @@ app.command(epilog=EXIT_STATUS)(tag)
 app.command()(models)
 app.command()(doctor)
 app.add_typer(bench, name="bench")
+
+
+@app.callback()
+def _tool(
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Say which version this is.", callback=_say_version, is_eager=True),
+    ] = False,
+) -> None:
+    """TResNet, trained, exported to Triton, and served: pictures in, labels out."""
 
 
 def main() -> None:

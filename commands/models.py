@@ -8,10 +8,11 @@ from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from commands.ask import DEFAULT_URL, SOME_FAILED, UNREACHABLE, ApiKey, Url
 from commands.console import console, fails_with_2, out
+from tresnet.errors import UserError
 
 
 def models(
@@ -33,6 +34,8 @@ def models(
             from commands.repository import read_repository
 
             found = read_repository(repository)
+            if not found:
+                raise UserError(f"{repository} holds no model; `tresnet export` puts one there")
         listed = [version.as_served() for version in found if version.fault is None]
         faults = [
             f"{version.model} {version.version}".strip() + f": {version.fault}" for version in found if version.fault
@@ -40,8 +43,10 @@ def models(
     if as_json:
         for model in listed:
             typer.echo(json.dumps(model))
-    else:
+    elif listed:
         out.print(_table(listed))
+    elif not faults:
+        console.print(f"the gateway at {escape(url)} serves no model")
     for fault in faults:
         console.print(f"[red]error:[/red] {escape(fault)}")
     if faults:
@@ -50,18 +55,24 @@ def models(
 
 def _served(url: str, api_key: str | None) -> list[dict[str, Any]]:
     from client import Client, ClientError, Patience, UnavailableError, UnreachableError
+    from commands.away import why_away
 
     try:
         with Client(url, api_key=api_key, patience=Patience(deadline_s=10, retry_for_s=1)) as gateway:
             return [dict(model.document) for model in gateway.models()]
+    except (UnreachableError, UnavailableError) as error:
+        message, status = why_away(url, error), UNREACHABLE
     except ClientError as error:
-        console.print(f"[red]error:[/red] {escape(f'{url}: {error}')}; `tresnet serve` starts a gateway")
-        away = isinstance(error, UnreachableError | UnavailableError)
-        raise typer.Exit(UNREACHABLE if away else 2) from None
+        message, status = f"{url}: {error}", 2
+    console.print(f"[red]error:[/red] {escape(message)}")
+    raise typer.Exit(status)
 
 
 def _table(listed: list[dict[str, Any]]) -> Table:
-    table = Table("model", "version", "task", "pixels", "labels", "architecture", "precision")
+    # A name is what one must type: it stays whole, and what is long beside it takes more lines.
+    others = ("version", "task", "pixels", "labels", "architecture", "precision")
+    name = Column("model", no_wrap=True, overflow="fold")
+    table = Table(name, *(Column(heading, overflow="fold") for heading in others))
     for model in listed:
         facts, labels = model["facts"], model["labels"]
         shown = ", ".join(labels[:3]) + (", …" if len(labels) > 3 else "")

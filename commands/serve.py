@@ -10,10 +10,13 @@ from commands.console import fails_with_2
 
 
 def serve(
-    repository: Annotated[str | None, typer.Option(help="Model repository of the bundled Triton.")] = None,
-    host: Annotated[str | None, typer.Option(help="Address to listen on.  [default: 127.0.0.1]")] = None,
-    port: Annotated[int | None, typer.Option(help="Port to listen on.  [default: 8080]")] = None,
-    workers: Annotated[int | None, typer.Option(help="Gateway processes.  [default: 1]")] = None,
+    repository: Annotated[
+        str | None,
+        typer.Option(help="The bundled Triton's models. Default: model_repository.", metavar="DIR"),
+    ] = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on. Default: 127.0.0.1.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on. Default: 8080.", min=0, max=65535)] = None,
+    workers: Annotated[int | None, typer.Option(help="Gateway processes. Default: 1.", min=1, max=256)] = None,
     triton_url: Annotated[
         str | None,
         typer.Option(help="A Triton server to use, in place of the bundled one.", metavar="grpc://HOST:8001"),

@@ -16,7 +16,11 @@ def train(
     recipe: Annotated[
         str,
         typer.Argument(
-            help="digits, multidigits, fashion, imagenet, imagenet_448, transfer or coco.", metavar="RECIPE"
+            help="digits, multidigits: handwritten digits that come with it, one or several in a picture. fashion: "
+            "Fashion-MNIST. transfer: pictures of your own, one label each. coco: pictures with several labels each. "
+            "imagenet, imagenet_448: the paper's own, for days of GPUs. The options below override what "
+            "these set.",
+            metavar="RECIPE",
         ),
     ],
     data: Annotated[
@@ -28,7 +32,7 @@ def train(
         ),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Where the run goes.  [default: runs/RECIPE]", metavar="RUN_DIR")
+        Path | None, typer.Option(help="Where the run goes. Default: runs/RECIPE.", metavar="RUN_DIR")
     ] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the data.")] = None,
     image_size: Annotated[int | None, typer.Option(min=20, help="Side of the network's input, in pixels.")] = None,
@@ -44,7 +48,7 @@ def train(
     skip_bad: Annotated[bool, typer.Option(help="Go on without pictures that cannot be read.")] = False,
     seed: Annotated[int, typer.Option(min=0, help="Decides the split, the order and the first weights.")] = 0,
     workers: Annotated[
-        int | None, typer.Option(min=0, help="Processes that load pictures.  [default: 0 on a CPU, else up to 8]")
+        int | None, typer.Option(min=0, help="Processes that load pictures. Default: 0 on a CPU, else up to 8.")
     ] = None,
     norm: Annotated[str, typer.Option(help="Norm layers: auto, package, own or bn.")] = "auto",
     arch: Annotated[

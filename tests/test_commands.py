@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,8 @@ def test_help(tmp_path: Path) -> None:
     for done in run_side_by_side([("--help",), *((command, "--help") for command in commands)], cwd=tmp_path):
         assert done.returncode == 0
         assert "Usage" in done.stdout
+        assert "Default: 8080" in done.stdout or "Serve the model repository" not in done.stdout
+    assert run_tresnet("--version", cwd=tmp_path).stdout == f"tresnet {version('tresnet-serving')}\n"
 
 
 def test_not_a_checkpoint(tmp_path: Path) -> None:
@@ -37,8 +40,14 @@ def test_not_a_checkpoint(tmp_path: Path) -> None:
 def test_unknown_recipe_and_setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "digits" in run_tresnet("train", "nothing", cwd=tmp_path).stderr
     monkeypatch.setenv("TRESNET_PROT", "80")
-    result = run_tresnet("serve", cwd=tmp_path)
-    assert (result.returncode, "TRESNET_PROT" in result.stderr) == (2, True)
+    monkeypatch.setenv("TRESNET_ELSEWHERE", "1")
+    setting, option = run_side_by_side([("serve",), ("serve", "--port", 99999)], cwd=tmp_path)
+    assert (setting.returncode, option.returncode) == (2, 2)
+    said = (
+        "unknown setting TRESNET_ELSEWHERE; unknown setting TRESNET_PROT (did you mean TRESNET_PORT?); docs/settings.md"
+    )
+    assert said in setting.stderr
+    assert "'--port'" in option.stderr
 
 
 def test_exported_repository(models: Path) -> None:

@@ -13,7 +13,12 @@ from conftest import Server, free_port, run_side_by_side, run_tresnet
 
 
 def test_all_is_well(server: Server) -> None:
-    done = run_tresnet("doctor", "--json", "--port", free_port(), "--url", server.url, cwd=server.folder)
+    own_port = server.url.rpartition(":")[2]
+    done, beside = run_side_by_side(
+        [("doctor", "--json", "--port", free_port(), "--url", server.url), ("doctor", "--port", own_port)],
+        cwd=server.folder,
+    )
+    assert "taken by a gateway of this kind" in " ".join(beside.stdout.replace("│", " ").split())
     states = {finding["check"]: finding["state"] for finding in json.loads(done.stdout)}
     assert done.returncode == 0, done.stdout
     assert set(states) == {
@@ -48,7 +53,8 @@ def test_each_fault_has_its_remedy(models: Path, tmp_path: Path, monkeypatch: py
     assert "TRESNET_PROT" in findings["settings"]["found"]
     assert "model.pt is missing" in findings["repository"]["found"]
     assert "labels.txt is not the one" in findings["repository"]["found"]
-    assert "make models" in shown.stdout
+    assert "tresnet export" in shown.stdout
+    assert "make models" not in shown.stdout, "there is no Makefile"
 
 
 def test_a_triton_elsewhere_is_asked(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -60,13 +66,15 @@ def test_a_triton_elsewhere_is_asked(server: Server, tmp_path: Path, monkeypatch
 
 def test_models_of_a_gateway_and_of_a_folder(server: Server, tmp_path: Path) -> None:
     folder = server.folder / "model_repository"
-    served, stored, shown, away, nothing = run_side_by_side(
+    (tmp_path / "empty").mkdir()
+    served, stored, shown, away, nothing, empty = run_side_by_side(
         [
             ("models", "--json", "--url", server.url),
             ("models", "--json", "--repository", folder),
             ("models", "--repository", folder),
             ("models", "--url", f"http://127.0.0.1:{free_port()}"),
             ("models", "--repository", "nothing"),
+            ("models", "--repository", "empty"),
         ],
         cwd=tmp_path,
     )
@@ -74,10 +82,17 @@ def test_models_of_a_gateway_and_of_a_folder(server: Server, tmp_path: Path) -> 
     assert documents == httpx.get(f"{server.url}/models").json()["models"]
     assert [json.loads(line) for line in stored.stdout.splitlines()] == documents
     assert [word in shown.stdout for word in ("digits", "tagger", "tresnet_m", "fp32")] == [True] * 4
-    assert (away.returncode, nothing.returncode) == (3, 2)
+    assert (away.returncode, nothing.returncode, empty.returncode) == (3, 2, 2)
+    assert (empty.stdout, "empty holds no model" in empty.stderr) == ("", True)
 
     broken = tmp_path / "broken"
     shutil.copytree(folder, broken)
+    long = "a-name-of-many-words-that-must-be-typed-to-be-asked"
+    copied = shutil.copytree(folder / "digits", broken / long)
+    for file in ("config.pbtxt", "configs/embedded.pbtxt"):
+        (copied / file).write_text((copied / file).read_text().replace('name: "digits"', f'name: "{long}"'))
+    assert long in run_tresnet("models", "--repository", broken, cwd=tmp_path).stdout
+    shutil.rmtree(copied)
     (broken / "digits" / "config.pbtxt").write_text("name: {")
     done = run_tresnet("models", "--json", "--repository", broken, cwd=tmp_path)
     assert (done.returncode, [json.loads(line)["name"] for line in done.stdout.splitlines()]) == (1, ["tagger"])
