@@ -15,10 +15,13 @@ from tritonclient.grpc import model_config_pb2 as pb
 
 def test_help(tmp_path: Path) -> None:
     commands = ("train", "eval", "export", "serve", "classify", "tag", "models", "doctor", "bench")
+    shown = {}
     for done in run_side_by_side([("--help",), *((command, "--help") for command in commands)], cwd=tmp_path):
         assert done.returncode == 0
         assert "Usage" in done.stdout
-        assert "Default: 8080" in done.stdout or "Serve the model repository" not in done.stdout
+        shown[done.args[1]] = done.stdout
+    assert "Default: 8080" in shown["serve"]
+    assert "pictures of your own" in " ".join(shown["train"].replace("│", " ").split())
     assert run_tresnet("--version", cwd=tmp_path).stdout == f"tresnet {version('tresnet-serving')}\n"
 
 
