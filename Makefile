@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 MODELS := model_repository
 PORT ?= 8080
 
-.PHONY: serve models setup setup-dev inplace-abn test fuzz soak check check-deploy render page-picture bench bench-gpu wrk chromium e2e clean
+.PHONY: help serve models setup setup-dev inplace-abn test fuzz soak check check-deploy render page-picture bench bench-gpu wrk chromium e2e clean
 
 serve: models  ## train and export what is missing, then serve on http://127.0.0.1:8080
 	@PORT=$(PORT) PYTHONPATH=. $(BIN)/python deploy/serve.py
@@ -131,5 +131,8 @@ e2e: $(VENV)/deploy/.installed  ## the whole deployment on a Docker engine of it
 	sh deploy/e2e/install.sh $(VENV)/deploy
 	PATH="$(DEPLOY_PATH):$$PATH" PYTHONPATH=. $(BIN)/python -m pytest deploy/e2e
 
-clean:
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+
+clean:  ## remove the virtual environment, runs and logs; models stay
 	rm -rf $(VENV) runs logs build *.egg-info

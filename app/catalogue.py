@@ -5,6 +5,7 @@ What is in here was put in by :mod:`app.model_watch`, which has it from Triton a
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -14,6 +15,8 @@ from app.batching import Batcher
 from app.errors import RequestError, UnavailableError, bad_parameter
 from app.triton import Prediction
 from tresnet.contract import ModelContract, Task
+
+_NAMED_AT_ONCE = 20
 
 Key = tuple[str, str]
 """A model's name and a version."""
@@ -120,11 +123,20 @@ class Catalogue:
         if not versions:
             if name in self.known:
                 raise UnavailableError("model_not_ready", f"model {name!r} is not ready; try again")
-            raise RequestError(404, "unknown_model", f"there is no model {name!r}; GET /models lists them")
+            raise RequestError(404, "unknown_model", f"there is no model {name!r}; {_choice(sorted(self.live_names))}")
         if version is not None and version not in versions:
             if version in self.known.get(name, ()):
                 raise UnavailableError("model_not_ready", f"model {name!r} version {version} is not ready; try again")
             raise RequestError(
-                404, "unknown_version", f"model {name!r} has no version {version!r}; GET /models lists them"
+                404,
+                "unknown_version",
+                f"model {name!r} has no version {version!r}; {_choice(sorted(versions, key=int))}",
             )
         return versions[version or max(versions, key=int)]
+
+
+def _choice(names: Sequence[str]) -> str:
+    """Those that there are, as long as one can read them."""
+    if len(names) > _NAMED_AT_ONCE:
+        return f"GET /models lists the {len(names)} that are served"
+    return f"served: {', '.join(names)}" if names else "none is served"

@@ -23,8 +23,8 @@ _STATUSES: dict[int, tuple[str, dict[str, str]]] = {
     404: (
         "Unknown model or version",
         {
-            "unknown_model": "there is no model 'cats'; GET /models lists them",
-            "unknown_version": "model 'digits' has no version '9'; GET /models lists them",
+            "unknown_model": "there is no model 'cats'; served: digits, multidigits",
+            "unknown_version": "model 'digits' has no version '9'; served: 1",
         },
     ),
     413: (

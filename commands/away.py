@@ -28,8 +28,8 @@ def why_away(url: str, error: ClientError) -> str:
         return hangs(url)
     if isinstance(cause, httpx.RemoteProtocolError | httpx.ReadError | httpx.WriteError):
         other = "; perhaps it speaks https" if url.startswith("http://") else ""
-        return f"what listens at {url} broke the connection off{other}: {error}"
-    return f"the gateway at {url} is not there; `tresnet serve` starts one: {error}"
+        return f"what listens at {url} broke the connection off{other}: {cause}"
+    return f"the gateway at {url} is not there; `tresnet serve` starts one: {cause or error}"
 
 
 def hangs(url: str) -> str:

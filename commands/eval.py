@@ -50,6 +50,7 @@ def evaluate(
 
         from training.distributed import joined
         from training.evaluation import evaluate_checkpoint
+        from training.figures import NAMES, shown
         from training.report import write_report
         from tresnet.checkpoint import load_checkpoint
         from tresnet.devices import choose_device, loading_processes
@@ -67,8 +68,9 @@ def evaluate(
     figures = {"images": len(evaluation.scores), **evaluation.figures}
     figures["seconds"] = round(time.perf_counter() - started, 2)
     if not as_json:
-        table = Table("figure", "value", title=str(checkpoint))
-        for name, value in figures.items():
-            table.add_row(name, f"{value:.4f}" if isinstance(value, float) else str(value))
+        table = Table("figure", "value", "in JSON", title=str(checkpoint))
+        names = [name for name in figures if name != "top5" or len(evaluation.labels) > 5]
+        for name in names:
+            table.add_row(NAMES[name], shown(name, figures[name]), name)
         out.print(table)
     typer.echo(json.dumps(figures))

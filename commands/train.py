@@ -69,9 +69,11 @@ def train(
 
         from pydantic import ValidationError
 
+        from training.figures import in_words
         from training.loop import Run, StoppedError
         from training.loop import train as run_training
         from training.recipes import find_recipe
+        from tresnet.card import CARD_FILE
         from tresnet.checkpoint import load_checkpoint
         from tresnet.devices import choose_device, loading_processes
         from tresnet.errors import UserError
@@ -113,5 +115,8 @@ def train(
         except StoppedError:
             console.print(f"stopped; go on with the same command and --resume (it is all in {run.out})")
             raise typer.Exit(130) from None
-    words = ", ".join(f"{name} {value:.4f}" for name, value in evaluation.figures.items())
-    console.print(f"[green]{run.out / 'best.pt'}[/green]: on {len(evaluation.scores)} held-out pictures {words}")
+    names = ["top1", *(["top5"] if len(evaluation.labels) > 5 else []), "map", "f1", "ece"]
+    console.print(
+        f"[green]{run.out / 'best.pt'}[/green]: on {len(evaluation.scores):,} held-out pictures "
+        f"{in_words(evaluation.figures, names)}; {run.out / CARD_FILE} says more"
+    )

@@ -135,6 +135,7 @@ def test_refusals_are_exceptions(server: Server, guarded: Guarded, digit_files: 
         with pytest.raises(RefusedError) as caught:
             gateway.classify(digit_files[0], model="nobody")
         assert (caught.value.status, caught.value.code) == (404, "unknown_model")
+        assert caught.value.detail.endswith("; served: digits, tagger")
         assert caught.value.request_id
         with pytest.raises(RefusedError, match="no label"):
             gateway.tag(digit_files[0], include_labels=["a, b"])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import shutil
+import subprocess
 from importlib.metadata import version
 from pathlib import Path
 
@@ -22,6 +24,8 @@ def test_help(tmp_path: Path) -> None:
         shown[done.args[1]] = done.stdout
     assert "Default: 8080" in shown["serve"]
     assert "pictures of your own" in " ".join(shown["train"].replace("│", " ").split())
+    made = subprocess.run(["make", "help"], cwd=Path(__file__).parents[1], capture_output=True, text=True, check=True)
+    assert re.search("^make serve +train and export", made.stdout, re.MULTILINE)
     assert run_tresnet("--version", cwd=tmp_path).stdout == f"tresnet {version('tresnet-serving')}\n"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +40,13 @@ def test_a_run_that_may_have_learnt_nothing_says_so(run: Path) -> None:
     said = (run / "said").read_text()
     assert "starting from random weights: with --init, hf://timm/tresnet_m.miil_in1k" in said
     assert "not shown to be better than guessing" in said
+    assert "training tresnet_s at 20 pixels: 1 epochs, 4 steps of 8 pictures" in said
+    assert re.search(
+        r"epoch 1/1: top-1 accuracy [0-9.]+ % \([0-9.]+ % by the weights' moving average\), training loss", said
+    )
+    assert re.search(
+        r"best\.pt: on 4 held-out pictures top-1 accuracy [0-9.]+ %, calibration error 0\.[0-9]+; run/", said
+    )
     assert "50% would be with the commonest label always" in (run / "run" / "model_card.md").read_text()
 
 
@@ -47,8 +55,9 @@ def test_held_out_pictures_are_found_again(run: Path) -> None:
     assert counts.sum() == 4
 
     def evaluate(*calls: tuple[str, ...]) -> list[tuple[int, dict[str, float], str]]:
-        done = run_side_by_side([("eval", "--json", *call) for call in calls], cwd=run)
-        return [(one.returncode, json.loads(one.stdout or "{}"), one.stderr) for one in done]
+        done = run_side_by_side([("eval", *call) for call in calls], cwd=run)
+        assert all(one.returncode or "top-1 accuracy" in one.stdout for one in done)
+        return [(one.returncode, json.loads((one.stdout.splitlines() or ["{}"])[-1]), one.stderr) for one in done]
 
     own, others = evaluate(("run/best.pt",), ("run/best.pt", "--data", "others"))
     assert (own[1]["images"], own[1]["top1"]) == (4, counts.trace() / 4)

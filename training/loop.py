@@ -105,6 +105,9 @@ def _train_in(run: Run, world: World, resumed: Checkpoint | None) -> Evaluation:
     elif data.own_test and world.is_first:
         write_pictures(run.out / "test", data.test, tags=recipe.task == "tag")
 
+    if world.is_first:
+        logger.info("training %s at %d pixels: %d epochs, %d steps of %d pictures",
+                    recipe.arch, recipe.image_size, recipe.epochs, trainer.steps, recipe.batch_size)  # fmt: skip
     batches = training_batches(data.train, recipe, len(data.labels), run.seed, trainer.step, run.workers, world)
     saved_at = time.monotonic()
     with _stop_requests() as asked_to_stop, trainer.run_log() as log:

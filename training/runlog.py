@@ -12,11 +12,14 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from training.events import EventFile
+from training.figures import NAMES, duration, in_words, main_figure, shown
 
 _DRAW_EVERY_S = 10.0
 """Epochs may be shorter than drawing is worth."""
 _TELL_EVERY_S = 30.0
 """Where no bar can be drawn: in a file, or in the log of a job."""
+_TELL_FIRST_S = 5.0
+"""How long it will take is told sooner."""
 
 
 class RunLog:
@@ -46,8 +49,8 @@ class RunLog:
         self.file: IO[str] | None = None
         self.events: EventFile | None = None
         self.first_step = self.last_step = step
-        self.validation = ""
-        self.told_at, self.drawn_at = time.monotonic(), -_DRAW_EVERY_S
+        self.validation, self.loss = "", 0.0
+        self.tell_at, self.drawn_at = time.monotonic() + _TELL_FIRST_S, -_DRAW_EVERY_S
 
     def __enter__(self) -> RunLog:
         if self.is_first:
@@ -71,7 +74,7 @@ class RunLog:
         self._write({"step": step, **figures})
         if self.events is not None:
             self.events.write("train", step, figures)
-        self.last_step = step
+        self.last_step, self.loss = step, figures["loss"]
         self.progress.update(self.bar, completed=step * self.batch_size)
         task = self.progress.tasks[self.bar]
         epoch = min(self.epochs, (step - 1) // self.steps_per_epoch + 1)
@@ -79,19 +82,21 @@ class RunLog:
         if task.speed:
             told += f"  {task.speed:.0f} pictures/s"
         self.progress.update(self.bar, told=told)
-        if self.progress.disable and time.monotonic() - self.told_at > _TELL_EVERY_S:
-            self.told_at = time.monotonic()
-            left = f"  {task.time_remaining / 60:.0f} min left" if task.time_remaining is not None else ""
-            self.console.print(f"step {step}/{self.epochs * self.steps_per_epoch}  {told}{left}")
+        if self.progress.disable and time.monotonic() > self.tell_at and task.time_remaining is not None:
+            self.tell_at = time.monotonic() + _TELL_EVERY_S
+            self.console.print(f"{told}  about {duration(task.time_remaining)} left")
 
     def epoch(self, epoch: int, figures: dict[str, float]) -> None:
         """After one epoch, with the figures on the validation pictures."""
         self._write({"epoch": epoch, "at_step": self.last_step, **{f"val_{k}": v for k, v in figures.items()}})
         if not self.is_first:
             return
-        words = ", ".join(f"{name} {value:.4f}" for name, value in figures.items())
-        self.console.print(f"epoch {epoch}: {words}")
-        self.validation = "".join(f"  {name} {figures[name]:.3f}" for name in ("top1", "map") if name in figures)
+        main = main_figure(figures)
+        words = in_words(figures, [main])
+        if f"ema_{main}" in figures:
+            words += f" ({shown(main, figures[f'ema_{main}'])} by the weights' moving average)"
+        self.console.print(f"epoch {epoch}/{self.epochs}: {words}, training loss {self.loss:.3f}")
+        self.validation = f"  {in_words(figures, [main])}"
         if self.events is not None:
             self.events.write("val", self.last_step, figures)
             self.events.flush()
@@ -136,10 +141,14 @@ def draw_curves(folder: Path) -> None:
     left, right = figure.subplots(1, 2)
     left.plot([line["step"] for line in steps], [line["loss"] for line in steps])
     left.set(title="training loss", xlabel="step", yscale="log")
-    names = ("top1", "top5", "map", "cf1", "of1", "f1")
-    shown = [name for prefix in ("", "ema_") for name in (f"val_{prefix}{own}" for own in names) if name in epochs[-1]]
-    for name in shown:
-        right.plot([line["epoch"] for line in epochs], [line[name] for line in epochs], marker="o", label=name)
+    names = [f"val_{prefix}{own}" for prefix in ("", "ema_") for own in ("top1", "top5", "map", "cf1", "of1", "f1")]
+    for name in names:
+        values = [line[name] for line in epochs if name in line]
+        if not values or (name.endswith("top5") and min(values) == 1.0):  # five of at most five labels are always right
+            continue
+        own = name.removeprefix("val_").removeprefix("ema_")
+        label = NAMES[own] + (", moving average" if "ema_" in name else "")
+        right.plot([line["epoch"] for line in epochs if name in line], values, marker="o", label=label)
     right.set(title="validation", xlabel="epoch")
     right.legend()
     temporary = folder / ".curves.png"
