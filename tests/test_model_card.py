@@ -44,6 +44,7 @@ def test_a_card_says_what_came_of_the_run(models: Path) -> None:
     told = dict(rows(card, "Training"))
     assert (told["image size"], told["seed"]) == ("32", "0")
     assert "of none of the labels" in card.partition("## Limits")[2]
+    assert "mirrored" not in told, "digits are not"
     for plot in ("calibration.png", "confusion.png", "curves.png", "per_label.png"):
         with Image.open(run / plot) as image:
             assert min(image.size) > 100
@@ -71,6 +72,14 @@ def test_a_card_of_tags(tmp_path: Path, digit_files: list[bytes]) -> None:
         [f"{row['ap']:.3f}", f"{row['threshold']:.3f}"] for row in table
     ]
     assert "fewer than 20 pictures each" in card
+    assert re.findall("^## (.*)$", card, re.MULTILINE)[:2] == ["Scores", "Limits"]
+    assert ".png" not in card, "the card goes where no plots are"
+    told = dict(rows(card, "Training"))
+    assert told["random colours and shapes"] == "RandAugment"
+    assert "mixup" not in told, "what is off is not told"
+    shown = run_tresnet("eval", "run/best.pt", cwd=tmp_path).stdout
+    assert "mean average precision" in shown
+    assert json.loads(shown.splitlines()[-1])["map"] == figures["map"]
 
 
 def test_tensorboard_shows_the_run(models: Path) -> None:

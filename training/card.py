@@ -5,7 +5,6 @@ Every sentence follows from the run's own facts. The card is to be read without 
 
 from __future__ import annotations
 
-import dataclasses
 import datetime
 import platform
 from collections.abc import Iterator
@@ -20,14 +19,13 @@ from training.data import DataSet
 from training.evaluation import Evaluation, doubt_in
 from training.metrics import precision_recall_f1, reliability
 from training.recipes import Recipe
-from training.report import MOST_DRAWN, confusion, confusion_pairs, per_label_table
+from training.report import confusion, confusion_pairs, per_label_table
 from tresnet.card import cell, network_section, preprocessing_section, table
 from tresnet.checkpoint import ModelFacts
 
 _ROWS = 100
 _MATRIX_LABELS = 20
 _FEW_PICTURES = 20
-_NOT_HYPER_PARAMETERS = {"name", "task", "expected", "fits_small_data", "wants_init"}
 
 
 @dataclass(frozen=True)
@@ -48,15 +46,15 @@ def write_card(making: Making, data: DataSet, facts: ModelFacts, evaluation: Eva
     sections = [
         f"# Model card: {making.recipe.name}\n\n"
         f"Trained on {datetime.datetime.now(datetime.UTC).date()} with the recipe `{making.recipe.name}`.\n",
-        network_section(facts),
-        _data(data, evaluation),
-        _making(making),
         _scores(data, facts, evaluation),
-        _calibration(evaluation),
+        "## Limits\n\n" + "".join(f"- {limit}\n" for limit in _limits(making, data, facts, evaluation)),
+        _data(data, evaluation),
         _per_label(evaluation),
         _confusion(evaluation) if evaluation.task == "classify" else "",
+        _calibration(evaluation),
+        network_section(facts),
         preprocessing_section(facts.preprocessing),
-        "## Limits\n\n" + "".join(f"- {limit}\n" for limit in _limits(making, data, facts, evaluation)),
+        _making(making, data),
     ]
     return "\n".join(section for section in sections if section)
 
@@ -75,7 +73,7 @@ def _data(data: DataSet, evaluation: Evaluation) -> str:
     rows = [
         ("training", f"{len(data.train):,}"),
         ("validation: choosing the best epoch, temperature, thresholds", f"{len(data.val):,}"),
-        ("test: the scores below", judged),
+        ("test: all scores in this card", judged),
     ]
     return f"## Data\n\n{_sentence(data.origin)}.\n\n{table(('split', 'pictures'), rows)}"
 
@@ -85,7 +83,7 @@ def _sentence(text: str) -> str:
     return text[:1].upper() + text[1:].replace("<", "&lt;")
 
 
-def _making(making: Making) -> str:
+def _making(making: Making, data: DataSet) -> str:
     minutes = making.seconds / 60
     told = [
         ("steps", f"{making.steps:,}"),
@@ -95,13 +93,43 @@ def _making(making: Making) -> str:
         ("duration", f"{minutes:.1f} minutes" if minutes < 120 else f"{minutes / 60:.1f} hours"),
         ("tools", f"torch {torch.__version__}, Python {platform.python_version()}"),
     ]
-    values = dataclasses.asdict(making.recipe)
-    chosen = [
-        (name.replace("_", " "), f"{value:g}" if isinstance(value, float) else value)
-        for name, value in values.items()
-        if name not in _NOT_HYPER_PARAMETERS and value is not None
-    ]
-    return f"## Training\n\n{table(('what', 'value'), [*told, *chosen])}"
+    # The recipes that bring their pictures vary them in a way of their own.
+    variations = [("variations", "turned, scaled and moved a little")] if data.own_test else _variations(making.recipe)
+    return f"## Training\n\n{table(('what', 'value'), [*told, *_choices(making.recipe), *variations])}"
+
+
+def _choices(recipe: Recipe) -> Iterator[tuple[str, object]]:
+    """What the recipe sets; what it leaves off is not told, nor what other sections tell."""
+    yield "image size", recipe.image_size
+    yield "epochs", recipe.epochs
+    if recipe.pictures_per_epoch is not None:
+        yield "pictures made up for an epoch", recipe.pictures_per_epoch
+    yield "pictures in a step", recipe.batch_size
+    if recipe.accumulate > 1:
+        yield "parts that a step's pictures are cut into", recipe.accumulate
+    yield "optimizer", recipe.optimizer
+    yield "highest learning rate", f"{recipe.learning_rate:g}, after the first {recipe.rise:.0%} of the steps"
+    yield "weight decay", f"{recipe.weight_decay:g}"
+    yield "number format", recipe.precision
+    if recipe.clip_norm is not None:
+        yield "gradients cut to the norm", f"{recipe.clip_norm:g}"
+    if recipe.ema is not None:
+        yield "decay of the weights' moving average", f"{recipe.ema:g}"
+    for name in ("label_smoothing", "mixup", "cutmix"):
+        if value := getattr(recipe, name):
+            yield name.replace("_", " "), f"{value:g}"
+
+
+def _variations(recipe: Recipe) -> Iterator[tuple[str, object]]:
+    """How training's pictures differ from epoch to epoch."""
+    if recipe.crop_area is not None:
+        yield "random crops", "{:g} to {:g} of the area".format(*recipe.crop_area)
+    if recipe.mirror:
+        yield "mirrored", "half of the pictures, at random"
+    if recipe.policy != "none":
+        yield "random colours and shapes", {"auto": "AutoAugment", "rand": "RandAugment"}[recipe.policy]
+    if recipe.cutout:
+        yield "cutout", f"a square of {recipe.cutout:g} of the side, in half of the pictures"
 
 
 def _scores(data: DataSet, facts: ModelFacts, evaluation: Evaluation) -> str:
@@ -134,7 +162,7 @@ def _calibration(evaluation: Evaluation) -> str:
         for row in reliability(evaluation.task, evaluation.scores, evaluation.targets)
     ]
     columns = ("score", "decisions", "mean score", "share right")
-    return f"## Calibration\n\nHow often {what} is right (`calibration.png`).\n\n{table(columns, rows)}"
+    return f"## Calibration\n\nHow often {what} is right.\n\n{table(columns, rows)}"
 
 
 def _per_label(evaluation: Evaluation) -> str:
@@ -149,7 +177,11 @@ def _per_label(evaluation: Evaluation) -> str:
     ]
     worst_first = sorted(rows, key=lambda row: row["f1"])[:_ROWS]
     shown = rows if len(rows) <= _ROWS else worst_first
-    which = "" if len(rows) <= _ROWS else f"The worst {_ROWS} of {len(rows)}; all are in `per_label.json`.\n\n"
+    which = (
+        ""
+        if len(rows) <= _ROWS
+        else f"The worst {_ROWS} of {len(rows)}; the run's folder has all in `per_label.json`.\n\n"
+    )
     cells = [[row.get(key) for key in keys] for row in shown]
     return f"## Labels\n\n{which}{table([{'f1': 'F1', 'ap': 'AP'}.get(key, key) for key in keys], cells)}"
 
@@ -158,14 +190,13 @@ def _confusion(evaluation: Evaluation) -> str:
     labels = evaluation.labels
     if len(labels) <= _MATRIX_LABELS:
         counts = confusion(evaluation)
-        words = "Rows: the right label. Columns: the answer (`confusion.png`)."
+        words = "Rows: the right label. Columns: the answer."
         rows = [(label, *(count or "" for count in row)) for label, row in zip(labels, counts.tolist(), strict=True)]
         return f"## Confusion\n\n{words}\n\n{table(('', *map(cell, labels)), rows)}"
     wrong = [(pair, count) for pair, count in confusion_pairs(evaluation).items() if pair[0] != pair[1]]
     most = sorted(wrong, key=lambda item: (-item[1], item[0]))[:_MATRIX_LABELS]
     rows = [(labels[right], labels[said], count) for (right, said), count in most]
-    drawn = "`confusion.png`; " if len(labels) <= MOST_DRAWN else ""
-    words = f"The most frequent ({drawn}all are in `confusion.json`)."
+    words = "The most frequent; the run's folder has all in `confusion.json`."
     return f"## Confusion\n\n{words}\n\n{table(('right', 'answered', 'pictures'), rows)}"
 
 

@@ -326,6 +326,7 @@ def _hub(name: str) -> dict[str, Pictures]:
         import datasets
     except ImportError as error:
         raise UserError(f"hf://{name}: the hub's data sets need: pip install 'tresnet-serving[data]'") from error
+    logger.info("fetching hf://%s, unless it is here already", name)
     try:
         splits = datasets.load_dataset(name)
     except Exception as error:  # every fault of the network, the hub and the name

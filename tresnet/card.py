@@ -51,9 +51,8 @@ def preprocessing_section(how: Preprocessing) -> str:
     if how.resize_mode == "squash":
         resized = f"stretched to {side}×{side} pixels, whatever its shape"
     else:
-        resized = (
-            f"shorter side resized, then the centre of {side}×{side} pixels; {how.crop_pct:g} of that side is seen"
-        )
+        seen = "all of it is seen" if how.crop_pct == 1 else f"{how.crop_pct:.3g} of its side is seen"
+        resized = f"its middle square ({seen}) resized to {side}×{side} pixels"
     return (
         "## Preprocessing\n\n"
         f"Turned upright by its EXIF orientation, made RGB, {resized} ({how.interpolation} filter). "

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 import os
 import pickle
 import tempfile
@@ -20,7 +19,7 @@ import safetensors.torch
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from tresnet import foreign, presets
+from tresnet import foreign, hub, presets
 from tresnet.contract import Task
 from tresnet.errors import UserError
 from tresnet.heads import head_for
@@ -129,7 +128,10 @@ def load_checkpoint(path: Path, *, task: Task | None = None, image_size: int | N
         CheckpointError: if ``path`` is missing, unreadable, or no such checkpoint.
     """
     if path.parts[:1] == (HUB,):
-        path, published_size = _fetch("/".join(path.parts[1:]))
+        try:
+            path, published_size = hub.fetch("/".join(path.parts[1:]))
+        except UserError as error:
+            raise CheckpointError(str(error)) from error
         image_size = image_size or published_size
     if path.is_dir():
         best = path / "best.pt"
@@ -190,24 +192,6 @@ def _published_facts(converted: foreign.ForeignWeights, task: Task | None, image
         stem_slope=slope,
         block_slope=slope,
     )
-
-
-def _fetch(name: str) -> tuple[Path, int | None]:
-    """The weights' file of one of timm's models on the Hugging Face hub, and the picture size it was trained for."""
-    try:
-        import huggingface_hub
-    except ImportError as error:
-        raise CheckpointError(f"hf://{name}: fetching needs the package huggingface_hub") from error
-    huggingface_hub.logging.set_verbosity_error()  # its retries; what came of them is said below
-    try:
-        weights = Path(huggingface_hub.hf_hub_download(name, "model.safetensors"))
-        config = json.loads(Path(huggingface_hub.hf_hub_download(name, "config.json")).read_text(encoding="utf-8"))
-        return weights, int(config["pretrained_cfg"]["input_size"][-1])
-    except Exception as error:  # every fault of the network, the hub and the name
-        raise CheckpointError(
-            f"hf://{name}: could not be fetched from the Hugging Face hub ({type(error).__name__}); "
-            "without a network, bring the .safetensors file and give its path"
-        ) from error
 
 
 def build_model(checkpoint: Checkpoint, norm: Norm | None = None) -> TResNet:
