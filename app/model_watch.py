@@ -26,7 +26,8 @@ from app.errors import DeadlineError, ServiceError, TritonAnswerError, Unavailab
 from app.metrics import Metrics
 from app.settings import Settings
 from app.tracing import Tracing
-from app.triton import Prediction, TritonClient
+from app.triton import IndexRow, Prediction, TritonClient
+from app.turns import in_turn
 from tresnet.contract import (
     FAILED_VERSIONS,
     SCORE_TOLERANCE,
@@ -42,9 +43,8 @@ _FIRST_LOOK_S = 5.0
 _STARTING_POLL_MS = 250
 _FIRST_GOLDEN_S = 60.0
 _MISSED_S = 3.0
-_ATTEMPTS = {"triton_unavailable": 3, "model_not_ready": 10}
-"""Calls of one batch, by what they failed with."""
-_NEXT_ATTEMPT_S = 0.02
+_LOOKS_FOR_LIVE = 5
+"""Tritons that are asked in turn for a live version that one does not have."""
 _LEARN_AGAIN_S = (1.0, 2.0, 5.0, 10.0, 30.0)
 """Pauses after which a version that failed is asked again."""
 
@@ -125,14 +125,13 @@ class ModelWatch:
         if self._needs_new_connection:
             self._needs_new_connection = False
             await self._triton.reconnect()
-        timeout_s = self._settings.triton_live_timeout_ms / 1000
-        if not (await self._triton.is_live(timeout_s) or await self._triton.is_live(timeout_s)):
+        if not await self._triton_lives():
             self._lose_triton("the inference server does not answer")
             return
         if not self._catalogue.triton_is_up:
             await self._triton.clear_away()
         try:
-            index = await self._triton.index()
+            index = await self._index()
             configs = {
                 name: await self._config(name) for name in sorted({row[0] for row in index if row[2] == "READY"})
             }
@@ -141,8 +140,29 @@ class ModelWatch:
             return
         self._catalogue.triton_is_up = True
         self._metrics.triton_up.set(1)
-        self._follow({(name, version) for name, version, state, _ in index if state == "READY"}, configs)
+        self._follow(_ready(index), configs)
         self._judge(index, configs)
+
+    async def _triton_lives(self) -> bool:
+        """Whether one answers, a second time where the first took too long."""
+        timeout_s = self._settings.triton_live_timeout_ms / 1000
+        for _ in range(2):
+            try:
+                await in_turn(lambda: self._triton.check_live(timeout_s))
+                return True
+            except DeadlineError:
+                continue
+            except ServiceError:
+                return False
+        return False
+
+    async def _index(self) -> list[IndexRow]:
+        """Of a Triton that has loaded all that is live, if there is one: one that starts does not speak for all."""
+        for _ in range(_LOOKS_FOR_LIVE):
+            index = await in_turn(self._triton.index)
+            if self._catalogue.live.keys() <= _ready(index):
+                break
+        return index
 
     async def _config(self, name: str) -> pb.ModelConfig | None:
         """None if the model went since the look at the index."""
@@ -159,7 +179,7 @@ class ModelWatch:
         """Forget what is gone or changed; learn what is new; check again what is due."""
         now = asyncio.get_running_loop().time()
         for key in self._watched.keys() - ready:
-            # Of several Tritons, one that starts or stops does not speak for all: another one is asked next.
+            # Of several Tritons, the others may have been asked by chance: they are at the next looks.
             since_s = self._watched[key].missed_since_s
             if key not in self._catalogue.live or (since_s is not None and now - since_s > _MISSED_S):
                 self._forget(key)
@@ -190,7 +210,7 @@ class ModelWatch:
         self._catalogue.live.pop(key, None)
         self._catalogue.failed.pop(key, None)
 
-    def _judge(self, index: list[tuple[str, str, str, str]], configs: dict[str, pb.ModelConfig | None]) -> None:
+    def _judge(self, index: list[IndexRow], configs: dict[str, pb.ModelConfig | None]) -> None:
         """Which versions failed, and whether the gateway is ready.
 
         At the start every model must answer. Later a publication that fails takes nothing out of service: only a
@@ -305,7 +325,7 @@ class ModelWatch:
             self._metrics.batch_size.observe(len(pictures))
             self._metrics.inflight.inc(len(pictures))
             try:
-                return await self._call_until_answered(contract, pictures, deadline)
+                return await in_turn(lambda: self._call(contract, pictures, deadline))
             except ServiceError as error:
                 self._suspect(key, error)
                 raise
@@ -313,20 +333,6 @@ class ModelWatch:
                 self._metrics.inflight.dec(len(pictures))
 
         return run
-
-    async def _call_until_answered(
-        self, contract: ModelContract, pictures: Sequence[Picture], deadline: float
-    ) -> list[Prediction]:
-        """Of several Tritons, one may be dying, or starting without its models yet: the next in turn may answer."""
-        attempts = dict(_ATTEMPTS)
-        while True:
-            try:
-                return await self._call(contract, pictures, deadline)
-            except UnavailableError as error:
-                attempts[error.code] = attempts.get(error.code, 1) - 1
-                if attempts[error.code] <= 0:
-                    raise
-            await asyncio.sleep(_NEXT_ATTEMPT_S)
 
     async def _call(self, contract: ModelContract, pictures: Sequence[Picture], deadline: float) -> list[Prediction]:
         """One call of Triton; it ends with 503 at once when Triton is lost meanwhile."""
@@ -376,6 +382,10 @@ class ModelWatch:
             self._forget(key)
         for call in self._calls:
             call.cancel()
+
+
+def _ready(index: list[IndexRow]) -> set[Key]:
+    return {(name, version) for name, version, state, _ in index if state == "READY"}
 
 
 def _away() -> UnavailableError:

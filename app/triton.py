@@ -58,6 +58,9 @@ _LABELS_TIMEOUT_S = 60.0
 _ROUNDING = 1e-5
 """By how much a sum of float32 scores may pass 1."""
 
+IndexRow = tuple[str, str, str, str]
+"""A version in Triton's repository: model, version, state, reason."""
+
 
 @dataclass(frozen=True)
 class Prediction:
@@ -114,15 +117,22 @@ class TritonClient:
             raise RuntimeError("start() was not called")
         return self._stub
 
-    async def is_live(self, timeout_s: float) -> bool:
-        """Whether Triton answers at all."""
-        try:
-            return bool((await self._started.ServerLive(pb.ServerLiveRequest(), timeout=timeout_s)).live)
-        except grpc.RpcError:
-            return False
+    async def check_live(self, timeout_s: float) -> None:
+        """Raise unless a Triton says that it lives.
 
-    async def index(self) -> list[tuple[str, str, str, str]]:
-        """Every model version in the repository: name, version, state, reason."""
+        Raises:
+            UnavailableError: if none is reached, or the one that was asked is stopping.
+            DeadlineError: if it does not say anything.
+        """
+        try:
+            answer = await self._started.ServerLive(pb.ServerLiveRequest(), timeout=timeout_s)
+        except grpc.RpcError as error:
+            raise _translate(error) from error
+        if not answer.live:
+            raise UnavailableError("model_not_ready", "the inference server is stopping; try again")
+
+    async def index(self) -> list[IndexRow]:
+        """Every model version in the repository."""
         try:
             answer = await self._started.RepositoryIndex(pb.RepositoryIndexRequest(), timeout=_CONTROL_TIMEOUT_S)
         except grpc.RpcError as error:
@@ -269,7 +279,7 @@ def _translate(error: grpc.RpcError) -> ServiceError:
         return DeadlineError()
     if "xceeds maximum queue size" in message:
         return UnavailableError("queue_full", "too many pictures are waiting; try again later")
-    is_known = any(words in message for words in ("not ready", "not at ready state"))
+    is_known = any(words in message for words in ("not ready", "not at ready state", "is stopping"))
     if status == grpc.StatusCode.NOT_FOUND or (status == grpc.StatusCode.UNAVAILABLE and is_known):
         return UnavailableError("model_not_ready", "the model is not ready to answer; try again")
     if status == grpc.StatusCode.UNAVAILABLE:

@@ -6,7 +6,7 @@ prometheus=deploy/prometheus
 echo "== Dockerfiles"
 hadolint Dockerfile deploy/models.Dockerfile
 echo "== compose"
-check-jsonschema --quiet --builtin-schema vendor.compose-spec docker-compose.yml
+check-jsonschema --quiet --builtin-schema vendor.compose-spec docker-compose.yml deploy/api-keys.yml
 echo "== Kubernetes: schemas"
 python deploy/kubernetes/check.py
 echo "== policies"

@@ -18,6 +18,7 @@ from engine import Engine
 
 ROOT = Path(__file__).resolve().parents[2]
 _FOLDER = Path(os.environ.get("E2E_FOLDER", "/var/tmp/tresnet-e2e"))  # images stay here for the next run  # noqa: S108
+_REUSES_IMAGES = bool(os.environ.get("E2E_REUSE_IMAGES"))
 _GATEWAY, _PROMETHEUS, _ALERTMANAGER = 18080, 19090, 19093
 
 
@@ -32,23 +33,30 @@ class Stack:
     def __init__(self, engine: Engine, folder: Path, models: Path) -> None:
         self.engine = engine
         self._folder = folder
+        self._keys = folder / "api-keys"
+        self.key = ""
         engine.environment |= {
             "COMPOSE_PROFILES": "cpu",
             "MODEL_REPOSITORY": str(models),
+            "API_KEYS": str(self._keys),
             "GATEWAY_PORT": str(_GATEWAY),
             "PROMETHEUS_PORT": str(_PROMETHEUS),
             "ALERTMANAGER_PORT": str(_ALERTMANAGER),
         }
 
     def compose(self, *arguments: object, timeout_s: float = 600) -> str:
-        files = ("-f", ROOT / "docker-compose.yml", "-f", Path(__file__).with_name("compose.yml"))
-        more = ("-f", self._folder / "prometheus.yml")
-        command = ("compose", "--project-directory", ROOT, *files, *more, *arguments)
-        return self.engine.docker(*command, timeout_s=timeout_s).stdout
+        own = (ROOT / "docker-compose.yml", ROOT / "deploy/api-keys.yml")
+        changes = (Path(__file__).with_name("compose.yml"), self._folder / "prometheus.yml")
+        files = [option for file in (*own, *changes) for option in ("-f", file)]
+        return self.engine.docker(
+            "compose", "--project-directory", ROOT, *files, *arguments, timeout_s=timeout_s
+        ).stdout
 
     def up(self) -> None:
         """Start, and wait until every health check is content. Prometheus looks every second, to save time."""
-        self._folder.mkdir(exist_ok=True)
+        self._keys.mkdir(parents=True, exist_ok=True)
+        self.key, line = self.new_key()
+        self.write_keys(line)
         settings = yaml.safe_load((ROOT / "deploy/prometheus/prometheus.yml").read_text())
         settings["global"] = {"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "1s"}
         for job in settings["scrape_configs"]:
@@ -71,6 +79,19 @@ class Stack:
         except RuntimeError as error:
             error.add_note(self.compose("logs", "--tail", 30))
             raise
+
+    def new_key(self) -> tuple[str, str]:
+        """A key and its line for the file of keys, from the gateway's image."""
+        made = self.engine.docker("run", "--rm", "--network=none", "tresnet-gateway", "key", "operator").stdout
+        return tuple(line for line in made.splitlines() if " " not in line)  # the rest is words
+
+    def write_keys(self, *lines: str) -> None:
+        (self._keys / "keys").write_text("\n".join(lines) + "\n")
+
+    def classify(self, picture: bytes, *, key: str | None = None, **headers: str) -> httpx.Response:
+        """Ask through the balancer, with the key that is in force unless another is given."""
+        headers |= {"X-API-Key": self.key if key is None else key}
+        return httpx.post(f"{self.gateway}/classify", content=picture, headers=headers, timeout=60)
 
     def down(self) -> None:
         self.compose("down", "--volumes", "--timeout", 5)
@@ -123,7 +144,7 @@ def engine() -> Iterator[Engine]:
 @pytest.fixture(scope="session")
 def images(engine: Engine) -> None:
     """The Dockerfile's own two, and stand-ins for the rest; E2E_REUSE_IMAGES=1 takes those of the last run."""
-    if os.environ.get("E2E_REUSE_IMAGES"):
+    if _REUSES_IMAGES:
         return
     stand_ins.python_base(engine, _FOLDER)
     with stand_ins.package_folders():
@@ -138,7 +159,7 @@ def models(engine: Engine, images: None) -> Path:
     """A model repository, trained and exported by the toolbox's image in a folder of the host's."""
     work = _FOLDER / "work"
     repository = work / "model_repository"
-    if not (repository / "digits" / "config.pbtxt").exists():
+    if not (_REUSES_IMAGES and (repository / "digits" / "config.pbtxt").exists()):
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir()
         os.chown(work, 10001, 10001)

@@ -1,7 +1,8 @@
 """Every overlay and example against schemas: Kubernetes' own, and the custom resources' models.
 
 Enters: rendered manifests, by ``kubectl kustomize``. Leaves: status 0 and a line a file, or 1 and what is wrong. Unlike
-the tools themselves, this fails on a kind that nothing knows, and on a custom resource's field that its model lacks.
+the tools themselves, this fails on a kind that nothing knows, on a custom resource's field that its model lacks, and on
+a gateway that would be killed while it drains.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ import yaml
 from cloudcoil.models.keda.v1alpha1 import ScaledObject
 from cloudcoil.models.prometheus_operator.v1 import PrometheusRule, ServiceMonitor
 from pydantic import BaseModel, ValidationError
+
+from app.settings import Settings
 
 _HERE = Path(__file__).parent
 _VERSIONS = ("1.31", "1.37")  # the oldest that is meant to work, and the newest that has a schema
@@ -42,6 +45,7 @@ def main() -> int:
 def _report(name: str, manifests: str) -> int:
     objects = list(yaml.safe_load_all(manifests))
     faults = [f"{_title(thing)}: {fault}" for thing in objects for fault in faults_of(thing)]
+    faults += _drain_faults(objects)
     for fault in faults:
         print(f"{name}: {fault}", file=sys.stderr)
     if not faults:
@@ -76,6 +80,21 @@ def _faults_by_model(model: type[BaseModel], thing: dict[str, Any]) -> list[str]
     except ValidationError as error:
         return [f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors()]
     return [f"{path}: no such field" for path in _missing(thing, known)]
+
+
+def _drain_faults(objects: list[dict[str, Any]]) -> list[str]:
+    """Whether the grace period of the gateway's pod outlasts its drain, as its settings make it."""
+    by_name = {(thing["kind"], thing["metadata"]["name"]): thing for thing in objects}
+    pod = by_name.get(("Deployment", "gateway"), {"spec": {"template": None}})["spec"]["template"]
+    if pod is None:
+        return []
+    [container] = pod["spec"]["containers"]
+    [source] = container["envFrom"]
+    settings = by_name["ConfigMap", source["configMapRef"]["name"]]["data"]
+    names = ("drain_delay_s", "drain_refuse_s", "drain_timeout_s")
+    drain_s = sum(float(settings.get(f"TRESNET_{n.upper()}", Settings.model_fields[n].default)) for n in names)
+    grace_s = pod["spec"]["terminationGracePeriodSeconds"]
+    return [] if grace_s > drain_s else [f"the gateway drains for {drain_s} s and is killed after {grace_s} s"]
 
 
 def _missing(given: Any, known: Any, path: str = "") -> list[str]:
