@@ -87,6 +87,13 @@ class UnavailableError(ServiceError):
         self.code = code
 
 
+class StoppingError(UnavailableError):
+    """The Triton that was asked is stopping; another may answer."""
+
+    def __init__(self) -> None:
+        super().__init__("triton_unavailable", "the inference server is stopping; try again")
+
+
 class TritonAnswerError(ServiceError):
     """Triton answered, but not with what the model's contract promises."""
 

@@ -16,7 +16,7 @@ from tritonclient.grpc import model_config_pb2, service_pb2_grpc
 from tritonclient.grpc import service_pb2 as pb
 from tritonclient.utils import deserialize_bytes_tensor
 
-from app.errors import DeadlineError, ServiceError, TritonAnswerError, UnavailableError
+from app.errors import DeadlineError, ServiceError, StoppingError, TritonAnswerError, UnavailableError
 from app.shared_memory import Region, SharedRegions
 from app.triton_url import channel_target, is_this_machine
 from tresnet.contract import EMBEDDING, HEAT_MAPS, INPUT, MAPPED_LABELS, SCORES, ModelContract
@@ -129,7 +129,7 @@ class TritonClient:
         except grpc.RpcError as error:
             raise _translate(error) from error
         if not answer.live:
-            raise UnavailableError("model_not_ready", "the inference server is stopping; try again")
+            raise StoppingError
 
     async def index(self) -> list[IndexRow]:
         """Every model version in the repository."""
@@ -279,11 +279,11 @@ def _translate(error: grpc.RpcError) -> ServiceError:
         return DeadlineError()
     if "xceeds maximum queue size" in message:
         return UnavailableError("queue_full", "too many pictures are waiting; try again later")
-    is_known = any(words in message for words in ("not ready", "not at ready state", "is stopping"))
+    is_known = any(words in message for words in ("not ready", "not at ready state"))
     if status == grpc.StatusCode.NOT_FOUND or (status == grpc.StatusCode.UNAVAILABLE and is_known):
         return UnavailableError("model_not_ready", "the model is not ready to answer; try again")
+    if status == grpc.StatusCode.CANCELLED or (status == grpc.StatusCode.UNAVAILABLE and "is stopping" in message):
+        return StoppingError()
     if status == grpc.StatusCode.UNAVAILABLE:
         return UnavailableError("triton_unavailable", "the inference server cannot be reached; try again")
-    if status == grpc.StatusCode.CANCELLED:
-        return UnavailableError("triton_unavailable", "the inference server closed the connection; try again")
     return TritonAnswerError(f"the inference server could not answer: {message[:200]}")

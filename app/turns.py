@@ -7,14 +7,17 @@ connection that breaks takes the calls on it along. In: a call. Out: its first a
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
-from app.errors import UnavailableError
+from app.errors import StoppingError, UnavailableError
 
-_ATTEMPTS = {"triton_unavailable": 3, "model_not_ready": 10}
-"""By what a call failed with. Where nothing can be reached there is no other to wait for."""
-_PAUSE_S = 0.02
+_ATTEMPTS = 20
+_ATTEMPTS_UNREACHED = 3
+"""Where nothing can be reached, there is no other to wait for."""
+_PAUSE_S = 0.005
+_LONGEST_PAUSE_S = 0.05
 
 Answer = TypeVar("Answer")
 
@@ -25,12 +28,20 @@ async def in_turn(call: Callable[[], Awaitable[Answer]]) -> Answer:
     Raises:
         ServiceError: what ``call`` raises.
     """
-    attempts = dict(_ATTEMPTS)
+    pause_s = 0.0
+    turned_down = unreached = 0
     while True:
         try:
             return await call()
         except UnavailableError as error:
-            attempts[error.code] = attempts.get(error.code, 1) - 1
-            if attempts[error.code] <= 0:
+            if isinstance(error, StoppingError) or error.code == "model_not_ready":
+                turned_down += 1
+            elif error.code == "triton_unavailable":
+                unreached += 1
+            else:
                 raise
-        await asyncio.sleep(_PAUSE_S)
+            if turned_down == _ATTEMPTS or unreached == _ATTEMPTS_UNREACHED:
+                raise
+        pause_s = min(pause_s + _PAUSE_S, _LONGEST_PAUSE_S)
+        # At random: in step with other callers, who take turns too, it would meet the same Triton each time.
+        await asyncio.sleep(random.uniform(0.0, pause_s))  # noqa: S311

@@ -131,15 +131,16 @@ def test_a_paused_triton_costs_no_more_than_the_deadline(stack: Stack, digit: by
 
 @pytest.mark.parametrize("service", ["gateway", "triton-cpu"])
 def test_a_rolling_restart_fails_no_request(stack: Stack, digit: bytes, service: str) -> None:
-    statuses: Counter[int | str] = Counter()
+    answers: Counter[str] = Counter()
     over = threading.Event()
 
     def client() -> None:
         while not over.is_set():
             try:
-                statuses[stack.classify(digit).status_code] += 1
+                answer = stack.classify(digit)
+                answers["ok" if answer.status_code == 200 else answer.text] += 1
             except httpx.HTTPError as error:
-                statuses[repr(error)] += 1
+                answers[repr(error)] += 1
             time.sleep(0.2)
 
     with ThreadPoolExecutor(4) as clients:
@@ -149,9 +150,11 @@ def test_a_rolling_restart_fails_no_request(stack: Stack, digit: bytes, service:
             for container in stack.containers(service):
                 stack.engine.docker("restart", "--time=45", container)
                 stack.wait_healthy(container)
-                before = statuses[200]  # two seconds at least, in which it is found again
-                wait_until(lambda before=before: statuses[200] > before + 40, 60)
+                if service == "triton-cpu":
+                    time.sleep(15)  # gateways look for it every ten, and say nowhere that they know it
+                before = answers["ok"]
+                wait_until(lambda before=before: answers["ok"] > before + 5, 60)
         finally:
             over.set()
-    print(f"{service}: {dict(statuses)}")
-    assert set(statuses) == {200}, statuses
+    assert set(answers) == {"ok"}, (answers, stack.compose("logs", "--tail", 400, "gateway", service))
+    print(f"{service}: {answers['ok']} requests, none failed")
