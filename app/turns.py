@@ -13,9 +13,10 @@ from typing import TypeVar
 
 from app.errors import StoppingError, UnavailableError
 
-_ATTEMPTS = 20
+_PATIENCE_S = 0.7
+"""Twenty turns or so; if none answers, there is no other Triton."""
 _ATTEMPTS_UNREACHED = 3
-"""Where nothing can be reached, there is no other to wait for."""
+"""Where nothing can be reached, there is none to wait for."""
 _PAUSE_S = 0.005
 _LONGEST_PAUSE_S = 0.05
 
@@ -28,19 +29,18 @@ async def in_turn(call: Callable[[], Awaitable[Answer]]) -> Answer:
     Raises:
         ServiceError: what ``call`` raises.
     """
-    pause_s = 0.0
-    turned_down = unreached = 0
+    loop = asyncio.get_running_loop()
+    until, pause_s, unreached = loop.time() + _PATIENCE_S, 0.0, 0
     while True:
         try:
             return await call()
         except UnavailableError as error:
             if isinstance(error, StoppingError) or error.code == "model_not_ready":
-                turned_down += 1
-            elif error.code == "triton_unavailable":
-                unreached += 1
+                gives_up = loop.time() > until
             else:
-                raise
-            if turned_down == _ATTEMPTS or unreached == _ATTEMPTS_UNREACHED:
+                unreached += 1
+                gives_up = unreached == _ATTEMPTS_UNREACHED or error.code != "triton_unavailable"
+            if gives_up:
                 raise
         pause_s = min(pause_s + _PAUSE_S, _LONGEST_PAUSE_S)
         # At random: in step with other callers, who take turns too, it would meet the same Triton each time.
