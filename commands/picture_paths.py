@@ -9,6 +9,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from rich.markup import escape
+
+from commands.console import console
 from tresnet.errors import UserError
 
 PICTURE_SUFFIXES = frozenset((".avif", ".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"))
@@ -44,7 +47,7 @@ def find_pictures(images: list[str], paths_from: str | None) -> list[NamedPictur
 
 def _no_picture(images: list[str], paths_from: str | None) -> str:
     if images:
-        return f"no picture below {', '.join(images)} (a folder's are taken by their suffix: .jpg, .png and so on)"
+        return "no picture to ask about; a folder's are known by their suffix: .jpg, .png and so on"
     if paths_from is not None:
         return f"no picture: {'stdin' if paths_from == '-' else paths_from} lists none"
     return "no picture was named: give files or folders, or see --help"
@@ -65,7 +68,10 @@ def _named(word: str) -> list[NamedPicture]:
         return [NamedPicture("-", sys.stdin.buffer.read())]
     path = Path(word)
     if path.is_dir():
-        return [NamedPicture(str(file), file) for file in _below(path)]
+        below = [NamedPicture(str(file), file) for file in _below(path)]
+        if not below:
+            console.print(f"{escape(word)} holds no picture")
+        return below
     is_pattern = glob.has_magic(word) and not path.exists()
     matches = sorted(glob.glob(word, recursive=True)) if is_pattern else []  # noqa: PTH207 (absolute ones, too)
     files = [file for match in matches for file in (_below(Path(match)) if Path(match).is_dir() else [Path(match)])]

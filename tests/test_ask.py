@@ -96,7 +96,7 @@ def test_wrong_usage_is_2(server: Server, tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"x")
     for words, said in (
         (("classify",), "see --help"),
-        (("classify", "empty"), "no picture below empty"),
+        (("classify", "empty"), "empty holds no picture\nerror: no picture to ask about"),
         (("classify", "nothing.png"), "nothing.png: no such file or folder"),
         (("classify", "empty/*.png"), "no file matches"),
         (("classify", "-", "--from", "-"), "not both"),

@@ -95,6 +95,9 @@ def own(models: Path, tmp_path: Path) -> Iterator[Server]:
     server = start_server(tmp_path)
     try:
         until(lambda: not_ready(server) == "the model repository is empty", "an empty repository is told as such")
+        assert (
+            "model_repository holds no model; `tresnet export` puts one there" in (tmp_path / "serve.log").read_text()
+        )
         shutil.copytree(models / "model_repository" / "digits", tmp_path / "model_repository" / ".aside")
         (tmp_path / "model_repository" / ".aside").rename(tmp_path / "model_repository" / "digits")
         server.wait_ready(100)
