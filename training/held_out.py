@@ -38,18 +38,18 @@ def find_again(held_out: HeldOut | None, where: str | None) -> Pictures:
         if where is not None:
             raise
         raise UserError(f"{error} (the data that the run was given: say with --data where it is now)") from error
-    split = next(name for name in ("test", "val", "all", *splits) if name in splits)
-    pictures = splits[split]
     if held_out is not None and held_out.pictures:
-        found = [index for index in range(len(pictures)) if _is_of(held_out.pictures, place, pictures, index)]
-        if found:
-            missing = len(held_out.pictures) - len(found)
-            gone = f"; {missing} more are changed or no longer there" if missing else ""
-            logger.info("measured on the %d of %d pictures in %s that the run held out%s",
-                        len(found), len(pictures), place, gone)  # fmt: skip
-            return pictures.select(found)
+        for part in splits.values():  # they were drawn from one of them
+            if found := [index for index in range(len(part)) if _is_of(held_out.pictures, place, part, index)]:
+                missing = len(held_out.pictures) - len(found)
+                gone = f"; {missing} more are changed or no longer there" if missing else ""
+                logger.info("measured on the %d of %d pictures in %s that the run held out%s",
+                            len(found), len(part), place, gone)  # fmt: skip
+                return part.select(found)
         if where is None:
             raise UserError(f"{place} no longer holds the pictures that the run held out: give --data others")
+    split = next(name for name in ("test", "val", "all", *splits) if name in splits)
+    pictures = splits[split]
     if split in ("test", "val"):
         logger.info("measured on the %d pictures in %s of the split %s", len(pictures), place, split)
     else:
