@@ -175,12 +175,13 @@ def start_server(folder: Path, *options: str, port: int | None = None, **setting
 
 @contextmanager
 def running_server(
-    folder: Path, *options: str, port: int | None = None, ready_within_s: float = 60, **settings: object
+    folder: Path, *options: str, port: int | None = None, ready_within_s: float | None = 60, **settings: object
 ) -> Iterator[Server]:
-    """A server that is ready; stopped at the end, if it has not ended by itself."""
+    """A server that is ready, unless nobody waits for it; stopped at the end, if it has not ended by itself."""
     server = start_server(folder, *options, port=port, **settings)
     try:
-        server.wait_ready(ready_within_s)
+        if ready_within_s is not None:
+            server.wait_ready(ready_within_s)
         yield server
     finally:
         if server.process.poll() is None:

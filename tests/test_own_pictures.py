@@ -11,7 +11,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from conftest import free_port, run_tresnet, running_server
+from conftest import run_tresnet, running_server, until
 from google.protobuf import text_format
 from photographs import PHOTOGRAPHS, write_folders
 from tritonclient.grpc import model_config_pb2 as pb
@@ -22,11 +22,11 @@ README = Path(__file__).parents[1] / "README.md"
 def commands() -> list[list[str]]:
     section = README.read_text().partition("## Bring your own pictures\n")[2].partition("\n## ")[0]
     [block] = re.findall(r"```sh\n(.*?)```", section, re.DOTALL)
-    return [shlex.split(line) for line in block.splitlines()]
+    return [shlex.split(line, comments=True) for line in block.splitlines()]
 
 
 def copy_as_exported_without_card(repository: Path, known: str, name: str) -> None:
-    model = shutil.copytree(repository / known, repository / name)
+    model = shutil.copytree(repository / known, repository / ".aside")
     for file in ("config.pbtxt", "configs/embedded.pbtxt"):
         config = text_format.Parse((model / file).read_text(), pb.ModelConfig())
         config.name = name
@@ -34,6 +34,7 @@ def copy_as_exported_without_card(repository: Path, known: str, name: str) -> No
         del facts["card"]
         config.parameters["version.1"].string_value = json.dumps(facts)
         (model / file).write_text(text_format.MessageToString(config))
+    model.rename(repository / name)
 
 
 @pytest.mark.timeout(1000)  # half a minute, where nothing else runs
@@ -42,34 +43,28 @@ def test_from_folders_to_answers(tmp_path: Path) -> None:
     (tmp_path / "my_pictures" / ".thumbnails").mkdir()
     shutil.copy(kept_back[0][1], tmp_path / "my_pictures" / ".thumbnails")
     (tmp_path / "my_pictures" / "still empty").mkdir()
-    train, export, serve, curl = commands()
+    train, export, curl = commands()
+    assert [train[0], export[0], curl[0]] == ["tresnet", "tresnet", "curl"]
     trained = run_tresnet(*train[1:], cwd=tmp_path, timeout=800)
     assert trained.returncode == 0, trained.stderr
     assert "no label for want of pictures: still empty" in trained.stderr
     assert "5 labels, 310 pictures to train on" in trained.stderr
     assert "my_pictures, validation and test pictures drawn from it at random by the seed 0" in trained.stderr
-    exported = run_tresnet(*export[1:], cwd=tmp_path)
-    assert exported.returncode == 0, exported.stderr
-    copy_as_exported_without_card(tmp_path / "model_repository", "mine", "older")
-
-    port = free_port()
-    assert [train[0], export[0], *serve, curl[0]] == [
-        "tresnet",
-        "tresnet",
-        "tresnet",
-        "serve",
-        "--port",
-        "8080",
-        "curl",
-    ]
-    with running_server(tmp_path, port=port, ready_within_s=100) as server:
+    repository = tmp_path / "model_repository"
+    repository.mkdir()
+    with running_server(tmp_path, ready_within_s=None) as server:  # a reader's runs already
+        exported = run_tresnet(*export[1:], cwd=tmp_path)
+        assert exported.returncode == 0, exported.stderr
+        server.wait_ready(100)
+        copy_as_exported_without_card(repository, "mine", "older")
         right = 0
         for label, path in kept_back:
-            command = [part.replace("8080", str(port)).replace("cat.jpg", path.name) for part in curl]
+            command = [part.replace("http://127.0.0.1:8080", server.url).replace("cat.jpg", path.name) for part in curl]
             done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=True)
             right += json.loads(done.stdout)["results"][0]["predictions"][0]["label"] == label
         assert right >= 0.8 * len(kept_back)
         mine = httpx.get(f"{server.url}/models/mine").json()
         assert mine["labels"] == sorted(PHOTOGRAPHS)
         assert mine["card"].startswith((tmp_path / "runs" / "mine" / "model_card.md").read_text().rstrip())
+        until(lambda: httpx.get(f"{server.url}/models/older").status_code == 200, "a model without a card is served")
         assert httpx.get(f"{server.url}/models/older").json()["card"] is None
