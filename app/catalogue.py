@@ -83,7 +83,7 @@ class Catalogue:
         """
         if not self.triton_is_up:
             raise UnavailableError("triton_unavailable", "the inference server is away; try again")
-        model = self.named(name or self._default(task), version)
+        model = self.named(self._default(task) if name is None else name, version)
         if model.contract.task != task:
             raise bad_parameter(f"model {name!r} is for /{model.contract.task}, not for /{task}")
         return model
@@ -99,8 +99,9 @@ class Catalogue:
         for name in self.defaults:
             if name in names:
                 return name
+        unsure = task if self.problems else None  # after a start, a default that never came to live stops nobody
         for name in self.defaults:
-            if name in self.known.keys() - self.live_names and self.tasks.get(name, task) == task:
+            if name in self.known.keys() - self.live_names and self.tasks.get(name, unsure) == task:
                 raise UnavailableError("model_not_ready", f"model {name!r} is not ready; try again")
         if not names:
             if self.problems or self.known.keys() - self.live_names:

@@ -201,23 +201,25 @@ def test_models_come_and_go(server: Server, models: Path, digit_files: list[byte
         answer = httpx.post(f"{url}/tag", params={"threshold": "0", **query}, content=digit_files[0], timeout=60).json()
         return answer.get("status", 200), answer["model"]["name"] if "model" in answer else answer["code"]
 
-    try:
-        for name, program in (("late", None), ("bad", b"no program")):
-            shutil.copytree(repository / "tagger", repository / ".aside")
-            for path in (repository / ".aside").rglob("*.pbtxt"):
-                path.write_text(path.read_text().replace('name: "tagger"', f'name: "{name}"'))
-            if program is not None:
-                (repository / ".aside" / "1" / "model.pt").write_bytes(program)
-            (repository / ".aside").rename(repository / name)
-        until(lambda: asked(server.url, model="late") == (200, "late"), "a new model is served")
-        until(lambda: failed(server), "a new model that fails is told, and takes nothing out of service")
-        assert asked(server.url, model="bad") == (503, "model_not_ready")
-        shutil.rmtree(repository / "bad")
-        until(lambda: not failed(server), "a model that failed is forgotten when it is gone")
-        assert asked(server.url) == (422, "model_required")
-        assert httpx.post(f"{server.url}/classify", content=digit_files[0], timeout=60).status_code == 200
-        with gateway(server, tmp_path, default_models="digits, elsewhere, late") as preferring:
-            assert asked(preferring.url) == (200, "late")
+    def publish(name: str, program: bytes | None = None) -> None:
+        shutil.copytree(repository / "tagger", repository / ".aside")
+        for path in (repository / ".aside").rglob("*.pbtxt"):
+            path.write_text(path.read_text().replace('name: "tagger"', f'name: "{name}"'))
+        if program is not None:
+            (repository / ".aside" / "1" / "model.pt").write_bytes(program)
+        (repository / ".aside").rename(repository / name)
+
+    with gateway(server, tmp_path, default_models="digits, elsewhere, bad, late") as preferring:
+        try:
+            publish("bad", b"no program")
+            until(lambda: failed(server) and failed(preferring), "a new model that fails is told")
+            assert asked(server.url, model="bad") == (503, "model_not_ready")
+            for each in (server, preferring):
+                assert asked(each.url) == (200, "tagger"), "it takes nothing out of service"
+            publish("late")
+            until(lambda: asked(server.url, model="late") == (200, "late"), "a new model is served")
+            assert asked(server.url) == (422, "model_required")
+            until(lambda: asked(preferring.url) == (200, "late"), "a default is asked by those who name none")
             assert asked(preferring.url, model="tagger") == (200, "tagger")
             with triton.InferenceServerClient(server.triton_address()) as client:
                 client.unload_model("late")
@@ -225,8 +227,9 @@ def test_models_come_and_go(server: Server, models: Path, digit_files: list[byte
                 assert asked(preferring.url) == (503, "model_not_ready"), "a model that nobody chose steps in"
                 client.load_model("late")
             until(lambda: asked(preferring.url) == (200, "late"), "the default is back")
-        assert 'does not hold: elsewhere"' in (tmp_path / "serve.log").read_text()
-    finally:
-        for name in ("late", "bad"):
-            shutil.rmtree(repository / name, ignore_errors=True)
+            assert 'does not hold: elsewhere"' in (tmp_path / "serve.log").read_text()
+        finally:
+            for name in ("late", "bad"):
+                shutil.rmtree(repository / name, ignore_errors=True)
     until(lambda: asked(server.url, model="late") == (404, "unknown_model"), "a removed model is unknown")
+    until(lambda: not failed(server), "a removed model is forgotten")
