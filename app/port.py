@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import errno
 import socket
+from pathlib import Path
 
 from app.settings import Settings
 from tresnet.errors import UserError
+
+_HAS_IPV6 = Path("/proc/net/if_inet6").exists()
 
 
 def check_port(settings: Settings, remedy: str) -> None:
@@ -19,6 +22,8 @@ def check_port(settings: Settings, remedy: str) -> None:
         for family, kind, protocol, _, address in socket.getaddrinfo(
             settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         ):
+            if family == socket.AF_INET6 and not _HAS_IPV6:
+                continue  # as the server does
             with socket.socket(family, kind, protocol) as probe:
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 if family == socket.AF_INET6:
