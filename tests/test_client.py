@@ -271,7 +271,7 @@ def test_a_stream_that_ends_gives_what_it_has_first() -> None:
 def test_who_leaves_a_stream_waits_for_nothing() -> None:
     script: Script = [(200, {}, ANSWER), (503, {"Retry-After": "40"}, problem(503, "queue_full"))]
     with scripted(script) as (url, asked), Client(url) as gateway:
-        stream = gateway.classify_each([b"x"] * 50, batch_size=1, connections=2)
+        stream = gateway.classify_each([b"x"] * 50, batch_size=1, connections=1)
         assert next(stream).id == "0"
         until(lambda: len(asked) > 1, "a further picture is asked about")
         left_at = time.monotonic()
