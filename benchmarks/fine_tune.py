@@ -23,9 +23,11 @@ import typer
 
 from benchmarks.serving.report import machine
 from training.data import FASHION_FOLDER
-from training.loop import Run, train
-from training.pictures import Pixels, encode_png, read_idx
+from training.layouts import read_idx
+from training.loop import train
+from training.pictures import Pixels, encode_png
 from training.recipes import Recipe, find_recipe
+from training.trainer import Run
 
 RESULT = Path(__file__).parent / "results" / "fine_tune.json"
 KNOWN, NEW = (0, 3, 4, 5, 7, 8), (1, 2, 6, 9)

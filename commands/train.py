@@ -70,9 +70,10 @@ def train(
         from pydantic import ValidationError
 
         from training.figures import in_words
-        from training.loop import Run, StoppedError
+        from training.loop import StoppedError
         from training.loop import train as run_training
         from training.recipes import find_recipe
+        from training.trainer import Run
         from tresnet.card import CARD_FILE
         from tresnet.checkpoint import load_checkpoint
         from tresnet.devices import choose_device, loading_processes

@@ -16,7 +16,8 @@ from conftest import run_side_by_side
 from training.augment import Augmentation, mix
 from training.data import _Steps
 from training.distributed import World
-from training.pictures import Pictures, encode_png, open_pictures, without_bad
+from training.layouts import open_pictures
+from training.pictures import Pictures, encode_png, without_bad
 from tresnet.errors import UserError
 from tresnet.picture import Preprocessing
 

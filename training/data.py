@@ -23,7 +23,8 @@ from training import demos
 from training.augment import Augmentation
 from training.distributed import World
 from training.held_out import remember
-from training.pictures import Pictures, Pixels, open_pictures, without_bad
+from training.layouts import open_pictures
+from training.pictures import Pictures, Pixels, without_bad
 from training.recipes import Recipe
 from tresnet.checkpoint import HeldOut
 from tresnet.errors import UserError
@@ -103,7 +104,7 @@ def load_data(
     checked_by: World | None = None,
     skip_bad: bool = False,
 ) -> DataSet:
-    """The data of ``recipe``; ``where`` as in :mod:`training.pictures`. What is not split yet, ``seed`` splits.
+    """The data of ``recipe``; ``where`` as in :mod:`training.layouts`. What is not split yet, ``seed`` splits.
 
     With ``checked_by`` every picture is decoded once, by all processes together.
 
@@ -275,7 +276,7 @@ def all_targets(pictures: Pictures, *, tags: bool) -> Targets:
 
 
 def write_pictures(folder: Path, pictures: Pictures, *, tags: bool) -> None:
-    """Pictures as PNG files that :func:`training.pictures.open_pictures` reads."""
+    """Pictures as PNG files that :func:`training.layouts.open_pictures` reads."""
     rows = []
     for number, target in enumerate(pictures.targets):
         names = [pictures.labels[index] for index in target]

@@ -10,7 +10,8 @@ import hashlib
 import logging
 from pathlib import Path
 
-from training.pictures import HUB, Pictures, open_pictures
+from training.layouts import HUB, open_pictures
+from training.pictures import Pictures
 from tresnet.checkpoint import HeldOut
 from tresnet.errors import UserError
 

@@ -1,0 +1,59 @@
+"""Data sets of the Hugging Face hub, where there is a network."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from training.pictures import SPLITS, Pictures
+from tresnet.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+
+def read_hub(name: str) -> dict[str, Pictures]:
+    """The splits of the hub's ``OWNER/NAME``.
+
+    Raises:
+        UserError: if it cannot be fetched, or has no pictures or no class labels.
+    """
+    try:
+        import datasets
+    except ImportError as error:
+        raise UserError(f"hf://{name}: the hub's data sets need: pip install 'tresnet-serving[data]'") from error
+    logger.info("fetching hf://%s, unless it is here already", name)
+    try:
+        splits = datasets.load_dataset(name)
+    except Exception as error:  # every fault of the network, the hub and the name
+        raise UserError(
+            f"hf://{name}: could not be fetched from the Hugging Face hub ({type(error).__name__}); "
+            "without a network, bring the data as a folder"
+        ) from error
+    return {SPLITS.get(str(split), str(split)): _hub_split(name, part) for split, part in splits.items()}
+
+
+def _hub_split(name: str, part: Any) -> Pictures:
+    import datasets
+
+    features = part.features
+    images = [column for column, feature in features.items() if isinstance(feature, datasets.Image)]
+    classes = {
+        column: inner
+        for column, feature in features.items()
+        if isinstance(inner := getattr(feature, "feature", feature), datasets.ClassLabel)
+    }
+    if not images or not classes:
+        raise UserError(
+            f"hf://{name}: needs a column of pictures and one of class labels; it has {', '.join(features)}"
+        )
+    column, label = next(iter(classes.items()))
+    targets = [value if isinstance(value, list) else [value] for value in part[column]]
+    encoded = part.cast_column(images[0], datasets.Image(decode=False))
+
+    def read(index: int) -> bytes:
+        value = encoded[index][images[0]]
+        data: bytes = value["bytes"] or Path(value["path"]).read_bytes()
+        return data
+
+    return Pictures(list(label.names), [f"{name} {number}" for number in range(len(part))], targets, read)

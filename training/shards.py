@@ -1,0 +1,71 @@
+"""Webdataset's tar shards, indexed once and then read in any order."""
+
+from __future__ import annotations
+
+import json
+import tarfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.progress import track
+
+from training.pictures import PICTURE_SUFFIXES, Pictures, in_order, split_of
+
+
+@dataclass(frozen=True)
+class _Member:
+    """Where one file lies inside a shard."""
+
+    shard: Path
+    offset: int
+    size: int
+
+    def read(self) -> bytes:
+        with self.shard.open("rb") as file:
+            file.seek(self.offset)
+            return file.read(self.size)
+
+
+def read_shards(root: Path, shards: list[Path]) -> dict[str, Pictures]:
+    """The shards' members, found once by their headers and then read in any order: no shuffle buffer is needed."""
+    names_file = root / "labels.txt"
+    names = names_file.read_text(encoding="utf-8").splitlines() if names_file.exists() else None
+    found: dict[str, list[tuple[str, _Member, list[str]]]] = {}
+    for shard in track(shards, "indexing shards", transient=True):
+        split = split_of(shard.stem.split("-")[0])
+        found.setdefault(split, []).extend(_members(shard, names))
+    labels = names or in_order({label for entries in found.values() for _, _, own in entries for label in own})
+    place = {label: index for index, label in enumerate(labels)}
+
+    def pictures(entries: list[tuple[str, _Member, list[str]]]) -> Pictures:
+        targets = [[place[label] for label in own] for _, _, own in entries]
+        return Pictures(labels, [name for name, _, _ in entries], targets, lambda index: entries[index][1].read())
+
+    return {split: pictures(entries) for split, entries in found.items()}
+
+
+def _members(shard: Path, names: list[str] | None) -> list[tuple[str, _Member, list[str]]]:
+    pictures: dict[str, _Member] = {}
+    labels: dict[str, list[str]] = {}
+    with tarfile.open(shard, "r:") as tar:
+        for member in tar:
+            key, _, suffix = member.name.rpartition(".")
+            where = _Member(shard, member.offset_data, member.size)
+            if f".{suffix.lower()}" in PICTURE_SUFFIXES:
+                pictures[key] = where
+            elif suffix in ("cls", "txt", "json") and key not in labels:
+                labels[key] = _shard_labels(suffix, where.read(), names)
+    if missing := pictures.keys() - labels.keys():
+        raise ValueError(f"{shard.name}: {sorted(missing)[0]} has no .cls, .txt or .json")
+    return [(f"{shard.name}:{key}", where, labels[key]) for key, where in pictures.items()]
+
+
+def _shard_labels(suffix: str, content: bytes, names: list[str] | None) -> list[str]:
+    text = content.decode().strip()
+    if suffix == "cls":
+        return [names[int(text)] if names else str(int(text))]
+    if suffix == "txt":
+        return [part for part in text.split("|") if part]
+    value = json.loads(text)
+    own = value["labels"] if "labels" in value else [value["label"]]
+    return [names[item] if names and isinstance(item, int) else str(item) for item in own]
