@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -39,6 +40,7 @@ def ablation(
         import torch
 
         from benchmarks.ablation import as_plain, run_ablation
+        from benchmarks.serving.report import machine
         from tresnet.devices import choose_device
         from tresnet.errors import UserError
 
@@ -61,7 +63,15 @@ def ablation(
                 raise UserError(f"timm's networks need: pip install 'tresnet-serving[dev]' ({error})") from error
         hardware = torch.cuda.get_device_name() if where.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
         setting = f"{image_size} px, float32, batch {batch_size}, {hardware}"
-        content = {"setting": setting, "torch": torch.__version__, "memory_gib": memory_gib, "rows": as_plain(rows)}
+        content = {
+            "setting": setting,
+            "how": f"speeds: median of {rounds} rounds, in each of which every network has its turn; "
+            "worth nothing alone, only against each other, and that only if the load is this measurement's own",
+            **machine(where),
+            "load_at_the_end": round(os.getloadavg()[1], 1),
+            "memory_gib": memory_gib,
+            "rows": as_plain(rows),
+        }
         if write is not None:
             write.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     table = Table(title=setting)
