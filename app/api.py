@@ -41,7 +41,7 @@ from app.record import RequestRecord
 from app.settings import Settings
 from app.tracing import create_tracing
 from app.triton import TritonClient
-from tresnet.contract import Task
+from tresnet.terms import Task
 
 logger = logging.getLogger(__name__)
 

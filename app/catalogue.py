@@ -14,7 +14,8 @@ import numpy.typing as npt
 from app.batching import Batcher
 from app.errors import RequestError, UnavailableError, bad_parameter
 from app.triton import Prediction
-from tresnet.contract import ModelContract, Task
+from tresnet.contract import ModelContract
+from tresnet.terms import Task
 
 _NAMED_AT_ONCE = 20
 

@@ -21,7 +21,7 @@ from app.record import RequestRecord
 from app.settings import Settings
 from app.tracing import Tracing
 from app.triton import Prediction
-from tresnet.contract import Task
+from tresnet.terms import Task
 
 
 @dataclass(frozen=True)

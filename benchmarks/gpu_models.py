@@ -21,9 +21,9 @@ from benchmarks.roofline import measure_roof
 from benchmarks.serving.report import TINY_NOTE, machine
 from export.program import DTYPES
 from tresnet.checkpoint import build_model, load_checkpoint
-from tresnet.contract import Precision
 from tresnet.inplace_abn import Norm, norm_class
 from tresnet.model import TResNet
+from tresnet.terms import Precision
 
 GOALS = {"inference": 2930 / 2830, "training": 730 / 805, "largest_train_batch": 512 / 288}
 """TResNet-M's figures over ResNet50's in the paper, on a V100 of 16 GB."""

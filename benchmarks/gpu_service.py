@@ -22,9 +22,9 @@ from benchmarks.serving.load import closed_loop
 from benchmarks.serving.models import bare_images_per_s, build_model
 from benchmarks.serving.pictures import SIZES, write_picture
 from benchmarks.serving.report import TINY_NOTE, machine
-from tresnet.contract import Precision
 from tresnet.errors import UserError
 from tresnet.picture import Preprocessing
+from tresnet.terms import Precision
 
 
 @dataclass(frozen=True)

@@ -23,8 +23,8 @@ from benchmarks.timing import free_memory, median_seconds
 from export.program import DTYPES, Normalisation, ServingProgram
 from export.program_file import RunProgram, load_program, write_torch_aoti, write_torchscript
 from export.verify import noise_pictures, top1_agreement
-from tresnet.contract import Precision
 from tresnet.model import TResNet, to_batch_norm
+from tresnet.terms import Precision
 
 REFERENCE = "eager fp32"
 _AGREEMENT_BATCHES = 8

@@ -35,7 +35,7 @@ def http_options(url: str, api_key: str | None, verify: ssl.SSLContext | bool) -
     return {
         "base_url": url.rstrip("/"),
         "headers": {"X-API-Key": api_key} if api_key else {},
-        "verify": verify,
+        "verify": verify if parsed.scheme == "https" else False,  # loading the authorities takes 30 ms
         "limits": httpx.Limits(max_connections=None, max_keepalive_connections=64),
     }
 

@@ -10,7 +10,7 @@ import typer
 from rich.table import Table
 
 from commands.console import console, fails_with_2, out
-from tresnet.contract import Precision
+from tresnet.terms import Precision
 
 Write = Annotated[
     Path | None,

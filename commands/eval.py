@@ -11,7 +11,7 @@ import typer
 from rich.table import Table
 
 from commands.console import fails_with_2, out
-from tresnet.contract import Task
+from tresnet.terms import Task
 
 
 def evaluate(

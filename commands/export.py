@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from commands.console import console, fails_with_2
-from tresnet.contract import Task
+from tresnet.terms import Task
 
 Interpolation = Literal["bilinear", "bicubic"]
 ResizeMode = Literal["crop", "squash"]

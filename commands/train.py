@@ -9,7 +9,7 @@ import typer
 
 from commands.console import console, fails_with_2
 from commands.export import Arch
-from tresnet.contract import Precision
+from tresnet.terms import Precision
 
 
 def train(

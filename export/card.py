@@ -10,9 +10,10 @@ from collections.abc import Iterator
 import tresnet
 from tresnet.card import network_section, preprocessing_section
 from tresnet.checkpoint import Checkpoint
-from tresnet.contract import MAX_CARD_CHARACTERS, Precision
+from tresnet.contract import MAX_CARD_CHARACTERS
 from tresnet.errors import UserError
 from tresnet.picture import Preprocessing
+from tresnet.terms import Precision
 
 
 def version_card(

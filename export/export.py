@@ -17,9 +17,10 @@ from export.program_file import Format, write_torch_aoti, write_torchscript
 from export.repository import check_agrees, check_name, choose_version, device_kind, known_contract, publish
 from export.verify import Verified, heat_maps_of, verify_program
 from tresnet.checkpoint import Checkpoint, CheckpointError, build_model
-from tresnet.contract import ModelContract, Precision, Task, VersionFacts, labels_digest
+from tresnet.contract import ModelContract, VersionFacts, labels_digest
 from tresnet.model import VARIANTS
 from tresnet.picture import Preprocessing
+from tresnet.terms import Precision, Task
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from tresnet.contract import MAX_MAPPED_LABELS, Precision, Task
+from tresnet.contract import MAX_MAPPED_LABELS
 from tresnet.model import TResNet, to_batch_norm
+from tresnet.terms import Precision, Task
 
 DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from export.program import MappingProgram, ServingProgram
 from export.program_file import load_program
-from tresnet.contract import HeatMaps, Precision
+from tresnet.contract import HeatMaps
 from tresnet.errors import UserError
+from tresnet.terms import Precision
 
 TOLERANCE: dict[Precision, float] = {"fp32": 1e-4, "fp16": 5e-3, "bf16": 5e-2}
 """The largest allowed distance between two scores in 0..1."""

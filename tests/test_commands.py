@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+import sys
 from importlib.metadata import version
 from pathlib import Path
 
@@ -27,6 +28,15 @@ def test_help(tmp_path: Path) -> None:
     made = subprocess.run(["make", "help"], cwd=Path(__file__).parents[1], capture_output=True, text=True, check=True)
     assert re.search("^make serve +train and export", made.stdout, re.MULTILINE)
     assert run_tresnet("--version", cwd=tmp_path).stdout == f"tresnet {version('tresnet-serving')}\n"
+
+
+def test_a_command_loads_its_own_station_alone() -> None:
+    """Asking about a folder began with a fifth of a second of imports for stations that it does not pass."""
+    loaded = subprocess.run(
+        [sys.executable, "-c", "import sys, commands.main; print(*sys.modules)"],
+        capture_output=True, text=True, check=True,
+    ).stdout.split()  # fmt: skip
+    assert not {"numpy", "torch", "grpc", "fastapi", "PIL", "httpx", "matplotlib"} & set(loaded)
 
 
 def test_not_a_checkpoint(tmp_path: Path) -> None:

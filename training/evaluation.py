@@ -26,10 +26,10 @@ from training.metrics import (
 from training.pictures import Pictures
 from training.recipes import find_recipe
 from tresnet.checkpoint import Checkpoint, ModelFacts, build_model
-from tresnet.contract import Task
 from tresnet.errors import UserError
 from tresnet.model import TResNet
 from tresnet.picture import Preprocessing
+from tresnet.terms import Task
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import numpy.typing as npt
 from scipy.optimize import minimize_scalar
 from scipy.special import expit, log_softmax, softmax
 
-from tresnet.contract import Task
+from tresnet.terms import Task
 
 Scores = npt.NDArray[np.float32]
 Logits = npt.NDArray[np.float32]

@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from training.augment import Augmentation, Policy
-from tresnet.contract import Precision, Task
 from tresnet.errors import UserError
 from tresnet.picture import Preprocessing
+from tresnet.terms import Precision, Task
 
 Optimizer = Literal["adamw", "adam", "sgd"]
 

@@ -20,12 +20,12 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tresnet import foreign, hub, presets
-from tresnet.contract import Task
 from tresnet.errors import UserError
 from tresnet.heads import head_for
 from tresnet.inplace_abn import Norm
 from tresnet.model import TResNet, create_model
 from tresnet.picture import Preprocessing
+from tresnet.terms import Task
 
 FORMAT = "tresnet-serving/1"
 HUB = "hf:"

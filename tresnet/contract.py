@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, Json, TypeAdapter, Validation
 from tritonclient.grpc import model_config_pb2 as pb
 
 from tresnet.picture import Preprocessing
+from tresnet.terms import Precision, Task
 
 CONTRACT_VERSION = "1"
 INPUT = "INPUT__0"
@@ -31,8 +32,6 @@ FAILED_VERSIONS = "failed_versions"
 MAX_CARD_CHARACTERS = 65_536
 _VERSION_PREFIX = "version."
 
-Task = Literal["classify", "tag"]
-Precision = Literal["fp32", "fp16", "bf16"]
 SCORE_TOLERANCE: dict[Precision, float] = {"fp32": 5e-3, "fp16": 2e-2, "bf16": 6e-2}
 """How far a served score may lie from the exported one, on any device, before the model counts as broken."""
 

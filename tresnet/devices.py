@@ -7,8 +7,8 @@ from pathlib import Path
 
 import torch
 
-from tresnet.contract import Precision
 from tresnet.errors import UserError
+from tresnet.terms import Precision
 
 _BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}
 """As /proc/cpuinfo of x86 and Arm names them."""

@@ -10,8 +10,8 @@ import logging
 from collections.abc import Collection
 from importlib.resources import files
 
-from tresnet.contract import Task
 from tresnet.picture import Preprocessing
+from tresnet.terms import Task
 
 logger = logging.getLogger(__name__)
 

@@ -18,7 +18,7 @@ from benchmarks.serving.contestants import CONTESTANTS, OURS, ROOT, Contestant, 
 from benchmarks.serving.load import Load, closed_loop, open_loop
 from benchmarks.serving.models import MAX_BATCH_SIZE, bare_images_per_s, build_model
 from benchmarks.serving.pictures import write_picture
-from tresnet.contract import Precision
+from tresnet.terms import Precision
 
 WORK = ROOT / "runs" / "bench"
 CONNECTIONS = 16

@@ -18,10 +18,11 @@ from export.golden import golden_picture
 from export.program import DTYPES, Normalisation, ServingProgram
 from export.program_file import load_program, write_torchscript
 from export.repository import publish
-from tresnet.contract import ModelContract, Precision, VersionFacts, labels_digest
+from tresnet.contract import ModelContract, VersionFacts, labels_digest
 from tresnet.heads import linear_head
 from tresnet.model import VARIANTS, TResNet, to_batch_norm
 from tresnet.picture import Preprocessing
+from tresnet.terms import Precision
 
 NUM_CLASSES = 1000
 MAX_BATCH_SIZE = 8
