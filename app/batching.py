@@ -4,7 +4,8 @@ An item leaves at once while fewer than ``batches_in_flight`` batches run. While
 next batch is whatever has queued meanwhile, up to ``max_batch_size``: batches grow with the load by
 themselves, and there is no delay to tune. The stage before counts too: while items that are announced
 (:meth:`Batcher.expect`) wait there for their turn, the load is more than it can take, an item's own wait is decided
-there, and a small batch would only make it longer; so a batch is held for a moment until it has some company.
+there, and a small batch would only make it longer; so a batch is held for a moment until it has some company. So is
+one that would only wait behind another: those whom the last batch answered are about to ask again.
 Items whose caller has left or whose deadline has passed are dropped when a batch is formed, before they cost anything.
 """
 
@@ -22,6 +23,9 @@ from app.errors import DeadlineError
 _COMPANY = 8
 """Items at which what a batch costs by itself no longer shows."""
 _LONGEST_HOLD_S = 0.02
+_FOLLOWER_HOLD = 0.25
+"""Share of a run that a batch waits for company, from the end of the last run, while another one runs."""
+_SMOOTHING = 0.2
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -57,6 +61,8 @@ class Batcher(Generic[Item, Result]):
         self._queue: OrderedDict[_Waiting[Item, Result], None] = OrderedDict()  # who leaves is taken out at once
         self._running: set[asyncio.Task[None]] = set()
         self._pump_is_due = False
+        self._run_s = 0.0  # what a run takes, without its wait behind the one before
+        self._last_end = 0.0
 
     @contextmanager
     def expect(self) -> Iterator[None]:
@@ -106,20 +112,28 @@ class Batcher(Generic[Item, Result]):
             self._free -= 1
             task = asyncio.ensure_future(self._run_batch(batch))
             self._running.add(task)
-            task.add_done_callback(self._running.discard)
 
     def _is_held(self) -> bool:
         if self._hold is not None:
             self._hold.cancel()
             self._hold = None
-        if not self._queue or not self._expected or len(self._queue) >= min(_COMPANY, self._max_batch_size):
+        if not self._queue:
             return False
         loop = asyncio.get_running_loop()
-        until = next(iter(self._queue)).queued_at + _LONGEST_HOLD_S
-        if until <= loop.time() or not self._is_backlogged():
+        until = self._company_until()
+        if until <= loop.time():
             return False
         self._hold = loop.call_at(until, self._schedule_pump)
         return True
+
+    def _company_until(self) -> float:
+        """Until when what has queued is worth holding."""
+        if len(self._queue) >= self._max_batch_size:
+            return 0.0
+        until = self._last_end + _FOLLOWER_HOLD * self._run_s if self._running else 0.0
+        if self._expected and len(self._queue) < _COMPANY and self._is_backlogged():
+            until = max(until, next(iter(self._queue)).queued_at + _LONGEST_HOLD_S)
+        return until
 
     def _next_batch(self) -> list[_Waiting[Item, Result]]:
         now = asyncio.get_running_loop().time()
@@ -145,5 +159,9 @@ class Batcher(Generic[Item, Result]):
                 if not waiting.answer.done():
                     waiting.answer.set_exception(error)
         finally:
+            ended = loop.time()
+            self._run_s += _SMOOTHING * (ended - max(started, self._last_end) - self._run_s)
+            self._last_end = ended
             self._free += 1
+            self._running.discard(asyncio.current_task())
             self._schedule_pump()

@@ -1,0 +1,58 @@
+"""How items are grouped for a model that does one batch at a time; the model is a clock here."""
+
+from __future__ import annotations
+
+import asyncio
+import statistics
+from collections.abc import Sequence
+
+from app.batching import Batcher
+
+_RUN_S = 0.1
+
+
+class _Model:
+    """Runs batches one after the other, whatever their size, as one Triton instance does."""
+
+    def __init__(self) -> None:
+        self.sizes: list[int] = []
+        self._turn = asyncio.Lock()
+
+    async def __call__(self, items: Sequence[int], deadline: float) -> Sequence[int]:
+        self.sizes.append(len(items))
+        async with self._turn:
+            await asyncio.sleep(_RUN_S)
+        return items
+
+
+async def _ask(batcher: Batcher[int, int], times: int, think_s: float, begin_s: float = 0) -> None:
+    await asyncio.sleep(begin_s)
+    deadline = asyncio.get_running_loop().time() + 60
+    for _ in range(times):
+        await batcher.submit(0, deadline)
+        await asyncio.sleep(think_s)
+
+
+def test_who_was_just_answered_joins_the_next_batch() -> None:
+    """16 who ask again at once make two groups of eight, not three of five: one runs while the other one waits."""
+
+    async def sizes() -> list[int]:
+        model = _Model()
+        batcher = Batcher[int, int](model, max_batch_size=32, batches_in_flight=2)
+        await asyncio.gather(*(_ask(batcher, 12, 0.005, _RUN_S * client / 16) for client in range(16)))
+        return model.sizes
+
+    # The first few are those of the start, and the last ones have nobody to wait for.
+    assert statistics.mean(asyncio.run(sizes())[6:-4]) > 7
+
+
+def test_nobody_waits_for_company_while_the_model_is_idle() -> None:
+    async def took() -> float:
+        batcher = Batcher[int, int](_Model(), max_batch_size=32, batches_in_flight=2)
+        await _ask(batcher, 3, 0)
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        await _ask(batcher, 5, 0)
+        return loop.time() - began
+
+    assert asyncio.run(took()) < 5 * _RUN_S * 1.2
