@@ -112,7 +112,7 @@ $(VENV)/deploy/.installed: pyproject.toml deploy/tools.sh deploy/prometheus_tool
 	touch $@
 
 bench: $(VENV)/peers/.installed  ## this project beside LitServe, BentoML, mosec and a plain route; on a quiet machine
-	$(BIN)/tresnet bench serving --write benchmarks/results/serving.json
+	$(BIN)/tresnet bench serving --seconds 30 --write benchmarks/results/serving.json
 	$(BIN)/tresnet bench growth benchmarks/results/growth.json
 
 bench-gpu: setup-dev wrk  ## the paper's table and the whole service, on an NVIDIA GPU

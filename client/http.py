@@ -52,7 +52,7 @@ def http_request(http: httpx.Client | httpx.AsyncClient, send: Send) -> httpx.Re
         body["content"] = asked.pictures[0]
     elif asked.pictures:
         body["files"] = [("image", (str(index), data)) for index, data in enumerate(asked.pictures)]
-    return http.build_request(
+    request = http.build_request(
         asked.method,
         asked.path,
         params=asked.query,
@@ -60,3 +60,5 @@ def http_request(http: httpx.Client | httpx.AsyncClient, send: Send) -> httpx.Re
         timeout=httpx.Timeout(send.timeout_s + _GRACE_S, connect=min(_CONNECT_S, send.timeout_s)),
         **body,
     )
+    request.read()  # one write, where a form's stream makes four for each picture
+    return request

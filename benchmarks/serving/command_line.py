@@ -1,8 +1,10 @@
-"""``tresnet tag FOLDER --json`` beside wrk on the same gateway and pictures: what of its throughput reaches the shell.
+"""``tresnet tag FOLDER --json`` beside wrk and curl on the same gateway and pictures: what of it reaches the shell.
 
 ``python -m benchmarks.serving.command_line --repository DIR`` serves DIR, then in turns measures the gateway by wrk
-(pictures one by one, and in the forms that the command sends) and the command over 1,000 pictures. On a machine where
-all share the cores, the command's own work is taken from the gateway's, and that is part of what is measured.
+(pictures one by one, and in the forms that the command sends), and over 1,000 pictures curl, which sends the same forms
+made before, and the command. wrk goes on for as long as it is told; curl's job has a beginning and an end, as the
+command's has. On a machine where all share the cores, the command's own work is taken from the gateway's, and that is
+part of what is measured.
 """
 
 from __future__ import annotations
@@ -75,6 +77,16 @@ def by_wrk(url: str, bodies: list[Path], kind: str, connections: int, seconds: f
     return load.requests_per_s
 
 
+def by_curl(url: str, forms: list[Path], kind: str) -> float:
+    """Pictures a second over the whole run of one curl that sends every form, as many at once as the command does."""
+    options = f'url = "{url}/tag"\nheader = "Content-Type: {kind}"\noutput = "/dev/null"\nfail\nsilent\nshow-error\n'
+    transfers = [f'data-binary = "@{form}"\n{options}' for form in forms]
+    command = ["curl", "--parallel", "--parallel-max", str(_CONNECTIONS), "--config", "-"]
+    began = time.perf_counter()
+    subprocess.run(command, input="next\n".join(transfers), text=True, check=True)  # noqa: S603
+    return _PICTURES / (time.perf_counter() - began)
+
+
 def by_command(url: str, folder: Path) -> dict[str, float]:
     """Pictures a second, over the whole run of the command and from its first answer to its last; its CPU time."""
     began, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -144,6 +156,7 @@ def main() -> None:
                     {
                         "wrk_single": by_wrk(url, pictures, "image/jpeg", _BATCH, given.seconds),
                         "wrk_forms": _BATCH * by_wrk(url, forms, kind, _CONNECTIONS, given.seconds),
+                        "curl_whole_run": by_curl(url, forms, kind),
                         **by_command(url, folder / "pictures"),
                     }
                 )
@@ -152,9 +165,11 @@ def main() -> None:
     best = max(medians["wrk_single"], medians["wrk_forms"])
     report = {
         "setting": f"{_PICTURES} JPEGs of {_SIZE[0]}x{_SIZE[1]}, {os.cpu_count()} cores shared by client, gateway and "
-        f"model; wrk with {_BATCH} connections of single pictures, and {_CONNECTIONS} of forms of {_BATCH}",
+        f"model; wrk with {_BATCH} connections of single pictures, and {_CONNECTIONS} of forms of {_BATCH}; curl and "
+        f"the command with {_CONNECTIONS} of forms",
         "load_at_the_end": os.getloadavg()[0],
         "medians": medians,
+        "share_of_curl": round(statistics.median(row["whole_run"] / row["curl_whole_run"] for row in rounds), 3),
         "share_of_best_wrk": {key: round(medians[key] / best, 3) for key in ("whole_run", "first_to_last")},
         "rounds": rounds,
     }

@@ -1,7 +1,9 @@
 """The comparison: the same TorchScript file behind this project and behind what people use instead, in turns.
 
 All servers of a workload are up, and all but the one that is measured are stopped by SIGSTOP. Every round measures each
-of them once, so that a machine's moods meet all; medians over the rounds count, and ratios within a round.
+of them once, and the program alone, so that a machine's moods meet all; medians over the rounds count, and ratios
+within a round. What is under way when a turn ends is not counted, with any server: up to one request a connection, so
+a turn must be long against an answer before it says anything about the program alone.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from benchmarks.serving.contestants import CONTESTANTS, OURS, ROOT, Contestant, 
 from benchmarks.serving.load import Load, closed_loop, open_loop
 from benchmarks.serving.models import MAX_BATCH_SIZE, bare_images_per_s, build_model
 from benchmarks.serving.pictures import write_picture
+from tresnet.devices import native_precision
 from tresnet.terms import Precision
 
 WORK = ROOT / "runs" / "bench"
@@ -37,7 +40,7 @@ class Workload:
     picture: str
     pictures_a_request: int = 1
     native: Precision | None = None
-    """A second precision in which this project serves the model too."""
+    """A second precision in which this project serves the model too, on a machine that computes in it."""
 
 
 WORKLOADS = {
@@ -74,11 +77,16 @@ def compare(
     work = WORKLOADS[key]
     servers = _start_all(work, names, tell)
     rows = {name: Row(name) for name in servers}
+    files = {precision: model_file(work, precision) for precision in _precisions(work)}
+    bare: dict[Precision, list[float]] = {precision: [] for precision in files}
     try:
         for turn in range(rounds):
             for name, running in servers.items():
                 tell(f"({key}) {name}: round {turn + 1} of {rounds}")
                 _measure(running, rows[name], work, seconds)
+            for precision, path in files.items():
+                tell(f"({key}) the {precision} program alone: round {turn + 1} of {rounds}")
+                bare[precision].append(bare_images_per_s(path, work.image_size, seconds=seconds))
         if latency:
             for name, running in servers.items():
                 tell(f"({key}) {name}: latency at {SHARE_OF_CAPACITY:.0%} of its capacity")
@@ -86,13 +94,11 @@ def compare(
     finally:
         for running in servers.values():
             running.stop()
-    models = {"fp32": model_file(work, "fp32")} | ({work.native: model_file(work, work.native)} if work.native else {})
-    bare = {precision: round(bare_images_per_s(path, work.image_size), 1) for precision, path in models.items()}
     return {
         "workload": {"key": key, **asdict(work), "connections": CONNECTIONS, "max_batch_size": MAX_BATCH_SIZE},
-        "bare_model_images_per_s": bare,
+        "bare_model_images_per_s": {key: round(statistics.median(rates), 1) for key, rates in bare.items()},
         "rows": [asdict(row) for row in rows.values()],
-        "ratios": _ratios(rows, work, bare["fp32"]),
+        "ratios": _ratios(rows, work, bare),
     }
 
 
@@ -101,10 +107,10 @@ def _start_all(work: Workload, names: list[str], tell: Callable[[str], None]) ->
     try:
         for name in names:
             tell(f"starting {name}")
-            precisions: list[tuple[str, Precision]] = [(name, "fp32")]
-            if name == OURS and work.native:
-                precisions.append((NATIVE, work.native))
-            for label, precision in precisions:
+            labels = {precision: name if precision == "fp32" else NATIVE for precision in _precisions(work)}
+            for precision, label in labels.items():
+                if label == NATIVE and name != OURS:
+                    continue
                 contestant = CONTESTANTS[name]
                 body, content_type = request_body(work, contestant)
                 route = "/several" if work.pictures_a_request > 1 and name != OURS else "/classify"
@@ -157,8 +163,8 @@ def _latency(running: Running, row: Row, work: Workload, seconds: float) -> dict
     }
 
 
-def _ratios(rows: dict[str, Row], work: Workload, bare: float) -> dict[str, float]:
-    """Ours to each peer and to the best one: medians of the ratios within a round."""
+def _ratios(rows: dict[str, Row], work: Workload, bare: dict[Precision, list[float]]) -> dict[str, float]:
+    """Ours to each peer, to the best one and to the program alone: medians of the ratios within a round."""
     if OURS not in rows:
         return {}
     peers = {name: row for name, row in rows.items() if name not in (OURS, NATIVE)}
@@ -172,8 +178,14 @@ def _ratios(rows: dict[str, Row], work: Workload, bare: float) -> dict[str, floa
         for name in (OURS, NATIVE):
             if name in rows:
                 ratios[f"{name} / best peer ({best.name})"] = against(rows[name], best.requests_per_s)
-    ratios[f"{OURS} / bare model"] = round(rows[OURS].median_requests_per_s * work.pictures_a_request / bare, 3)
+    for (precision, alone), name in zip(bare.items(), (OURS, NATIVE), strict=False):
+        asked = [rate / work.pictures_a_request for rate in alone]
+        ratios[f"{name} / bare model in {precision}"] = against(rows[name], asked)
     return ratios
+
+
+def _precisions(work: Workload) -> list[Precision]:
+    return ["fp32", work.native] if work.native and work.native == native_precision() else ["fp32"]
 
 
 def model_file(work: Workload, precision: Precision) -> Path:
