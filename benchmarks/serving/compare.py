@@ -64,6 +64,9 @@ class Row:
     peak_mib: float = 0.0
     failed: int = 0
     at_70_percent: dict[str, float] = field(default_factory=dict)
+    """Latency at ``SHARE_OF_CAPACITY`` of its own."""
+    at_best_peers_rate: dict[str, float] = field(default_factory=dict)
+    """Latency at that share of the best peer's capacity; of this project alone."""
 
     @property
     def median_requests_per_s(self) -> float:
@@ -90,7 +93,12 @@ def compare(
         if latency:
             for name, running in servers.items():
                 tell(f"({key}) {name}: latency at {SHARE_OF_CAPACITY:.0%} of its capacity")
-                rows[name].at_70_percent = _latency(running, rows[name], work, seconds)
+                rate = SHARE_OF_CAPACITY * rows[name].median_requests_per_s
+                rows[name].at_70_percent = _latency(running, rate, work, seconds)
+            if OURS in rows and (peers := _peers(rows)):
+                tell(f"({key}) {OURS}: latency at the best peer's rate")
+                rate = SHARE_OF_CAPACITY * max(row.median_requests_per_s for row in peers.values())
+                rows[OURS].at_best_peers_rate = _latency(servers[OURS], rate, work, seconds)
     finally:
         for running in servers.values():
             running.stop()
@@ -147,9 +155,8 @@ def _measure(running: Running, row: Row, work: Workload, seconds: float) -> None
     )
 
 
-def _latency(running: Running, row: Row, work: Workload, seconds: float) -> dict[str, float]:
+def _latency(running: Running, rate: float, work: Workload, seconds: float) -> dict[str, float]:
     body, content_type = request_body(work, running.contestant)
-    rate = SHARE_OF_CAPACITY * row.median_requests_per_s
     running.go_on()
     try:
         loads: list[Load] = [open_loop(running.url, body, content_type, rate, 2 * seconds) for _ in range(3)]
@@ -167,7 +174,7 @@ def _ratios(rows: dict[str, Row], work: Workload, bare: dict[Precision, list[flo
     """Ours to each peer, to the best one and to the program alone: medians of the ratios within a round."""
     if OURS not in rows:
         return {}
-    peers = {name: row for name, row in rows.items() if name not in (OURS, NATIVE)}
+    peers = _peers(rows)
 
     def against(own: Row, other: list[float]) -> float:
         return round(statistics.median(a / max(b, 1e-9) for a, b in zip(own.requests_per_s, other, strict=True)), 3)
@@ -182,6 +189,10 @@ def _ratios(rows: dict[str, Row], work: Workload, bare: dict[Precision, list[flo
         asked = [rate / work.pictures_a_request for rate in alone]
         ratios[f"{name} / bare model in {precision}"] = against(rows[name], asked)
     return ratios
+
+
+def _peers(rows: dict[str, Row]) -> dict[str, Row]:
+    return {name: row for name, row in rows.items() if name not in (OURS, NATIVE)}
 
 
 def _precisions(work: Workload) -> list[Precision]:

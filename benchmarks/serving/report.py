@@ -50,6 +50,10 @@ def table_of(result: dict[str, Any]) -> Table:
     bare = ", ".join(f"{precision} {rate:g}" for precision, rate in result["bare_model_images_per_s"].items())
     ratios = "; ".join(f"{name}: {value:g}" for name, value in result["ratios"].items())
     table.caption = f"the bare model: {bare} images/s. Ratios of requests/s: {ratios}"
+    for row in result["rows"]:
+        if at_peers := row["at_best_peers_rate"]:
+            rate, p99 = at_peers["requests_per_s"], at_peers["p99_ms"]
+            table.caption += f". {row['name']} at {rate:g} requests/s, 70 % of the best peer's: p99 {p99:g} ms"
     table.add_column("server", no_wrap=True)
     for title in ("requests/s", "images/s", "p50 ms", "p99 ms", "p99 at 70 %", "CPU ms/image", "peak MiB", "failed"):
         table.add_column(title, justify="right")
