@@ -10,7 +10,6 @@ under way end with 503, and all must be learnt anew.
 from __future__ import annotations
 
 import asyncio
-import base64
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import suppress
@@ -24,18 +23,13 @@ from app.catalogue import Catalogue, Key, Picture, ServedModel
 from app.decoder import Decoder
 from app.errors import DeadlineError, ServiceError, TritonAnswerError, UnavailableError
 from app.metrics import Metrics
+from app.proof import Proof
+from app.readiness import not_ready, read_index
 from app.settings import Settings
 from app.tracing import Tracing
 from app.triton import IndexRow, Prediction, TritonClient
 from app.turns import in_turn
-from tresnet.contract import (
-    FAILED_VERSIONS,
-    SCORE_TOLERANCE,
-    ContractError,
-    ModelContract,
-    labels_digest,
-    read_contract,
-)
+from tresnet.contract import ContractError, ModelContract, read_contract
 
 logger = logging.getLogger(__name__)
 
@@ -78,6 +72,7 @@ class ModelWatch:
     ) -> None:
         self._triton = triton
         self._decoder = decoder
+        self._proof = Proof(triton, decoder)
         self._settings = settings
         self._metrics = metrics
         self._tracing = tracing
@@ -211,47 +206,23 @@ class ModelWatch:
         self._catalogue.failed.pop(key, None)
 
     def _judge(self, index: list[IndexRow], configs: dict[str, pb.ModelConfig | None]) -> None:
-        """Which versions failed, and whether the gateway is ready.
-
-        At the start every model must answer. Later a publication that fails takes nothing out of service: only a
-        model that was served and is still loaded, or loading, has to be.
-        """
-        catalogue = self._catalogue
-        failed = {key: reason for key, reason in catalogue.failed.items() if key in self._watched}
-        wanted: set[str] = set()
-        known: dict[str, set[str]] = {}
-        for name, version, state, reason in index:
-            if name.startswith("."):  # what a cut-off export left behind
-                continue
-            versions = known.setdefault(name, set())
-            if state in ("LOADING", "READY"):
-                wanted.add(name)
-                versions.add(version)
-            elif not state:  # in the repository; a Triton that has just started has not begun to load it
-                wanted.update({name} & self._served_names)
-            elif state == "UNAVAILABLE" and reason not in ("", "unloaded"):
-                wanted.add(name)
-                if _is_failed(version, configs.get(name)):
-                    failed[name, version] = reason.splitlines()[0]
-                    versions.add(version)
-        for key in sorted(failed.keys() - catalogue.failed.keys()):
-            logger.warning("model %r version %s is not served: %s", *key, failed[key])
-        catalogue.known = known
-        catalogue.failed = failed
-        names = catalogue.live_names
-        missing = ((wanted & self._served_names) if self._served_names else wanted) - names
-        problems = [_problem(name, failed) for name in sorted(missing)]
-        if not names and not problems:
-            problems = ["no model is loaded"] if catalogue.known else ["the model repository is empty"]
+        """Which versions failed, and whether the gateway is ready."""
+        catalogue, served = self._catalogue, self._served_names
+        disproved = {key: reason for key, reason in catalogue.failed.items() if key in self._watched}
+        standing = read_index(index, configs, served=served, disproved=disproved)
+        for key in sorted(standing.failed.keys() - catalogue.failed.keys()):
+            logger.warning("model %r version %s is not served: %s", *key, standing.failed[key])
+        catalogue.known, catalogue.failed = standing.known, standing.failed
+        problems = standing.problems(catalogue.live_names, served)
         if problems and problems != catalogue.problems:
-            loads = known and not failed and not self._served_names  # as every start does
+            loads = standing.known and not standing.failed and not served  # as every start does
             logger.log(logging.INFO if loads else logging.WARNING, "not ready: %s", "; ".join(problems))
         catalogue.problems = problems
         if not problems:
-            self._served_names |= names
+            self._served_names |= catalogue.live_names
             self._tell_missing_defaults()
         self._metrics.publish_models({_info(model.contract) for model in catalogue.live.values()})
-        self._metrics.publish_failed_versions([name for name, _ in failed])
+        self._metrics.publish_failed_versions([name for name, _ in standing.failed])
 
     def _tell_missing_defaults(self) -> None:
         """Once for each time that they change; they may be meant for later, so nothing is refused."""
@@ -288,10 +259,8 @@ class ModelWatch:
             watched.contract = contract = read_contract(watched.config, version)
         except ContractError as error:
             raise TritonAnswerError(str(error)) from error
-        labels = await self._triton.labels(contract)
-        if labels_digest(labels) != contract.labels_sha256:
-            raise TritonAnswerError("its labels are not those it was exported with")
-        await self._ask_golden_picture(contract, _FIRST_GOLDEN_S)
+        labels = await self._proof.labels(contract)
+        await self._proof.golden_picture(contract, _FIRST_GOLDEN_S)
         batcher: Batcher[Picture, Prediction] = Batcher(
             self._runner(contract),
             max_batch_size=contract.max_batch_size,
@@ -305,18 +274,7 @@ class ModelWatch:
 
     async def _check(self, key: Key) -> None:
         model = self._catalogue.live[key]
-        await self._ask_golden_picture(model.contract, self._settings.request_timeout_ms / 1000)
-
-    async def _ask_golden_picture(self, contract: ModelContract, timeout_s: float) -> None:
-        golden = contract.facts.golden
-        prepared = await self._decoder(base64.b64decode(golden.png_base64), contract.preprocessing)
-        try:
-            [prediction] = await self._triton.infer(contract, [prepared.pixels], timeout_s, embedding=True)
-        except DeadlineError as error:
-            raise TritonAnswerError(f"its golden picture was not answered within {timeout_s:.0f} s") from error
-        distance = max(abs(float(prediction.scores[label]) - score) for label, score in golden.scores.items())
-        if distance > SCORE_TOLERANCE[contract.facts.precision]:
-            raise TritonAnswerError(f"its golden picture's scores are {distance:.3f} off")
+        await self._proof.golden_picture(model.contract, self._settings.request_timeout_ms / 1000)
 
     def _runner(self, contract: ModelContract) -> Callable[[Sequence[Picture], float], Awaitable[list[Prediction]]]:
         key = contract.name, contract.version
@@ -366,7 +324,7 @@ class ModelWatch:
             if key in self._watched:
                 self._forget(key)
                 if key[0] not in self._catalogue.live_names:
-                    self._catalogue.problems = [*self._catalogue.problems, _problem(key[0], {})]
+                    self._catalogue.problems = [*self._catalogue.problems, not_ready(key[0], {})]
         elif isinstance(error, DeadlineError) and key in self._watched:
             self._watched[key].due_s = 0.0
         self._wake.set()
@@ -397,21 +355,6 @@ def _contract_or_none(config: pb.ModelConfig, version: str) -> ModelContract | N
         return read_contract(config, version)
     except ContractError:
         return None
-
-
-def _is_failed(version: str, config: pb.ModelConfig | None) -> bool:
-    """Whether a version that Triton could not load is still in the repository.
-
-    Triton's index goes on naming one that was removed; who drives its model control knows better.
-    """
-    if config is None or FAILED_VERSIONS not in config.parameters:
-        return True
-    return version in config.parameters[FAILED_VERSIONS].string_value.split(",")
-
-
-def _problem(name: str, failed: dict[Key, str]) -> str:
-    reasons = [f"version {version}: {reason}" for (model, version), reason in sorted(failed.items()) if model == name]
-    return f"model {name!r} is not ready" + (f": {'; '.join(reasons)}" if reasons else " yet")
 
 
 def _info(contract: ModelContract) -> tuple[str, ...]:

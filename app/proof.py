@@ -1,0 +1,46 @@
+"""How a version proves itself before it serves, and again while it does: by its labels and its golden picture."""
+
+from __future__ import annotations
+
+import base64
+from dataclasses import dataclass
+
+from app.decoder import Decoder
+from app.errors import DeadlineError, TritonAnswerError
+from app.triton import TritonClient
+from tresnet.contract import SCORE_TOLERANCE, ModelContract, labels_digest
+
+
+@dataclass(frozen=True)
+class Proof:
+    """Along the whole path of a request: the gateway's decoder, Triton, the model."""
+
+    triton: TritonClient
+    decoder: Decoder
+
+    async def labels(self, contract: ModelContract) -> list[str]:
+        """The version's labels.
+
+        Raises:
+            ServiceError: if Triton does not give them, or not those that the model was exported with.
+        """
+        labels = await self.triton.labels(contract)
+        if labels_digest(labels) != contract.labels_sha256:
+            raise TritonAnswerError("its labels are not those it was exported with")
+        return labels
+
+    async def golden_picture(self, contract: ModelContract, timeout_s: float) -> None:
+        """Have the golden picture answered as it was at export.
+
+        Raises:
+            ServiceError: if it is not, or not in time.
+        """
+        golden = contract.facts.golden
+        prepared = await self.decoder(base64.b64decode(golden.png_base64), contract.preprocessing)
+        try:
+            [prediction] = await self.triton.infer(contract, [prepared.pixels], timeout_s, embedding=True)
+        except DeadlineError as error:
+            raise TritonAnswerError(f"its golden picture was not answered within {timeout_s:.0f} s") from error
+        distance = max(abs(float(prediction.scores[label]) - score) for label, score in golden.scores.items())
+        if distance > SCORE_TOLERANCE[contract.facts.precision]:
+            raise TritonAnswerError(f"its golden picture's scores are {distance:.3f} off")
