@@ -13,9 +13,7 @@ from rich.markup import escape
 
 from commands.console import console
 from tresnet.errors import UserError
-
-PICTURE_SUFFIXES = frozenset((".avif", ".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"))
-"""Which files of a folder are taken; a file that is named itself is asked about whatever its name."""
+from tresnet.folders import PICTURE_SUFFIXES
 
 
 @dataclass(frozen=True)

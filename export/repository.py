@@ -13,7 +13,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -32,6 +32,7 @@ from tresnet.contract import (
     write_contract,
 )  # fmt: skip
 from tresnet.errors import UserError
+from tresnet.folders import made
 
 EMBEDDED_NAME = "embedded"
 _EMBEDDED_MODEL = Path(__file__).with_name("embedded_model.py")
@@ -137,7 +138,7 @@ def publish(
     """
     check_name(contract.name)
     model = repository / contract.name
-    with _made(repository), _locked(repository):
+    with made(repository), _locked(repository):
         choose_version(model, int(contract.version))
         check_agrees(model, contract, form, kind)
         is_new = not model.exists()
@@ -249,20 +250,6 @@ def _sync(folder: Path) -> None:
 def _sync_file(path: Path) -> None:
     with path.open("rb") as file:
         os.fsync(file.fileno())
-
-
-@contextmanager
-def _made(repository: Path) -> Iterator[None]:
-    """The folder, which goes again if nothing came into it."""
-    is_new = not repository.exists()
-    repository.mkdir(parents=True, exist_ok=True)
-    try:
-        yield
-    except BaseException:
-        if is_new:
-            with suppress(OSError):  # another export has put something in meanwhile
-                repository.rmdir()
-        raise
 
 
 @contextmanager

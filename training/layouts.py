@@ -25,9 +25,10 @@ import numpy as np
 import numpy.typing as npt
 
 from training.hub import read_hub
-from training.pictures import PICTURE_SUFFIXES, SPLITS, Pictures, Pixels, encode_png, from_paths, in_order, split_of
+from training.pictures import SPLITS, Pictures, Pixels, encode_png, from_paths, in_order, split_of
 from training.shards import read_shards
 from tresnet.errors import UserError
+from tresnet.folders import PICTURE_SUFFIXES
 
 logger = logging.getLogger(__name__)
 

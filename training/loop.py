@@ -10,9 +10,8 @@ import logging
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,6 +26,7 @@ from training.trainer import Run, Trainer
 from tresnet.card import CARD_FILE
 from tresnet.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from tresnet.errors import UserError
+from tresnet.folders import made
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +57,7 @@ def _train(run: Run, world: World) -> Evaluation:
     resumed = load_checkpoint(last) if last.exists() else None
     if run.resume and resumed is None:
         logger.info("%s holds no checkpoint yet: starting from the beginning", run.out)
-    with _left_only_if_used(run.out):
+    with made(run.out):  # before pictures are looked at, which takes long
         return _train_in(run, world, resumed)
 
 
@@ -105,20 +105,6 @@ def _train_in(run: Run, world: World, resumed: Checkpoint | None) -> Evaluation:
         if (doubt := doubt_in(evaluation)) is not None:
             logger.warning("%s: start from other weights (--init), give more pictures, or train for more epochs", doubt)
     return evaluation
-
-
-@contextmanager
-def _left_only_if_used(folder: Path) -> Iterator[None]:
-    """Made before pictures are looked at, which takes long; gone again if the run fails before it leaves anything."""
-    is_new = not folder.exists()
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        yield
-    except BaseException:
-        if is_new:
-            with suppress(OSError):  # it refuses to remove what is not empty
-                folder.rmdir()
-        raise
 
 
 @contextmanager

@@ -24,7 +24,6 @@ from tresnet.picture import PictureError, Preprocessing, prepare
 logger = logging.getLogger(__name__)
 
 Pixels = npt.NDArray[np.uint8]
-PICTURE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"})
 SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from rich.progress import track
 
-from training.pictures import PICTURE_SUFFIXES, Pictures, in_order, split_of
+from training.pictures import Pictures, in_order, split_of
+from tresnet.folders import PICTURE_SUFFIXES
 
 
 @dataclass(frozen=True)
