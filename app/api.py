@@ -165,7 +165,7 @@ def _add_state_routes(app: FastAPI, gateway: Gateway, draining: Draining) -> Non
     )
     async def models() -> Response:
         """Each ready model's contract."""
-        return _json({"models": [_described(model) for _, model in sorted(catalogue.live.items())]})
+        return _json({"models": [_described(catalogue, model) for _, model in sorted(catalogue.live.items())]})
 
     @app.get(
         "/models/{name}", summary="One model and its card", operation_id="get_model", tags=["Models"], responses=MODEL,
@@ -174,7 +174,7 @@ def _add_state_routes(app: FastAPI, gateway: Gateway, draining: Draining) -> Non
     async def model(request: Request) -> Response:
         """The contract of a model's version, the highest by default, and its model card in Markdown, if it has one."""
         found = catalogue.named(request.path_params["name"], request.query_params.get("version"))
-        return _json({**_described(found), "card": found.contract.facts.card})
+        return _json({**_described(catalogue, found), "card": found.contract.facts.card})
 
     @app.get("/livez", summary="The process is up", operation_id="live", tags=["State"], responses=LIVE)
     @app.get("/v2/health/live", include_in_schema=False)
@@ -212,8 +212,9 @@ def _timeout_s(request: Request, settings: Settings) -> float:
     return min(int(given), settings.request_timeout_ms) / 1000
 
 
-def _described(model: ServedModel) -> dict[str, Any]:
-    return {**model.contract.model_dump(exclude={"facts": {"golden", "card"}}), "labels": model.labels}
+def _described(catalogue: Catalogue, model: ServedModel) -> dict[str, Any]:
+    contract = model.contract.model_dump(exclude={"facts": {"golden", "card"}})
+    return {**contract, "labels": model.labels, "is_default": catalogue.is_default(model)}
 
 
 def _document(request_id: str, found: Answer) -> dict[str, Any]:

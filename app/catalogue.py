@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from app.batching import Batcher
-from app.errors import RequestError, UnavailableError, bad_parameter
+from app.errors import RequestError, ServiceError, UnavailableError, bad_parameter
 from app.triton import Prediction
 from tresnet.contract import ModelContract
 from tresnet.terms import Task
@@ -88,6 +88,13 @@ class Catalogue:
         if model.contract.task != task:
             raise bad_parameter(f"model {name!r} is for /{model.contract.task}, not for /{task}")
         return model
+
+    def is_default(self, model: ServedModel) -> bool:
+        """Whether it answers a request of its task that names no model."""
+        try:
+            return self.find(model.contract.task, None, None) is model
+        except ServiceError:
+            return False
 
     def _default(self, task: Task) -> str:
         """The model for a request that names none.

@@ -83,8 +83,9 @@ def _contract_schemas() -> dict[str, Any]:
     for hidden in ("golden", "card"):
         del facts["properties"][hidden]
     facts["required"] = [name for name in facts["required"] if name in facts["properties"]]
-    schema["properties"]["labels"] = _list(_STRING)
-    schema["required"].append("labels")
+    default = {"type": "boolean", "description": "Whether it answers a request of its task that names no model."}
+    schema["properties"] |= {"labels": _list(_STRING), "is_default": default}
+    schema["required"] += ["labels", "is_default"]
     with_card = {
         "title": "ModelWithCard",
         "properties": schema["properties"] | {"card": {"type": ["string", "null"], "description": "Markdown."}},
@@ -253,7 +254,7 @@ READY = _json(
 _MODEL = {
     "name": "digits", "version": "1", "task": "classify", "num_labels": 2, "embedding_size": 2048,
     "max_batch_size": 32, "heat_maps": {"labels": 2, "height": 1, "width": 1},
-    "labels_sha256": "93cf…", "labels": ["even", "odd"],
+    "labels_sha256": "93cf…", "labels": ["even", "odd"], "is_default": True,
     "preprocessing": {"image_size": 32, "crop_pct": 1.0, "interpolation": "bilinear", "resize_mode": "crop"},
     "facts": {
         "architecture": "tresnet_m", "precision": "fp32", "source_sha256": "1f0a…", "tools": {"torch": "2.13.0"},

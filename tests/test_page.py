@@ -143,6 +143,33 @@ def test_a_sample_asks_its_own_model_alone(server: Server, open_page: Open, know
     expect(page.get_by_label("Model", exact=True).locator("option:checked")).to_have_text("digits (one label)")
 
 
+def test_the_default_model_is_chosen_first(server: Server, open_page: Open) -> None:
+    page = open_page(server.url)
+    models = httpx.get(f"{server.url}/models", timeout=30).json()
+    assert [model["is_default"] for model in models["models"]] == [True, True], "each is the only one of its task"
+    models["models"][0]["is_default"] = False
+    page.route("**/models", lambda route: route.fulfill(json=models))
+    page.reload()
+    expect(page.get_by_label("Model", exact=True).locator("option:checked")).to_have_text("tagger (tags)")
+
+
+def test_answers_are_saved(server: Server, open_page: Open, digit_files: list[bytes]) -> None:
+    page = open_page(server.url)
+    page.set_input_files("#files", [upload("broken.png", b"not a picture"), upload("mine.png", digit_files[0])])
+    expect(page.locator(ANSWERED)).to_have_count(1)
+    expect(page.locator(FAILED)).to_have_count(1)
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Save as JSON lines").click()
+    assert download.value.suggested_filename == "answers.jsonl"
+    [line] = download.value.path().read_text().splitlines()
+    saved = json.loads(line)
+    asked = httpx.post(f"{server.url}/classify", content=digit_files[0], timeout=60).json()
+    assert (saved.pop("path"), saved.pop("id"), saved.pop("model")) == ("mine.png", "1", asked["model"])
+    [expected] = asked["results"]
+    del expected["id"]
+    assert saved == expected
+
+
 def test_what_the_browser_cannot_show_is_answered(
     server: Server, open_page: Open, known_digit: tuple[str, bytes]
 ) -> None:

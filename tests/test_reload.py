@@ -201,6 +201,10 @@ def test_models_come_and_go(server: Server, models: Path, digit_files: list[byte
         answer = httpx.post(f"{url}/tag", params={"threshold": "0", **query}, content=digit_files[0], timeout=60).json()
         return answer.get("status", 200), answer["model"]["name"] if "model" in answer else answer["code"]
 
+    def defaults(of: Server) -> list[str]:
+        models = httpx.get(f"{of.url}/models", timeout=60).json()["models"]
+        return [model["name"] for model in models if model["is_default"]]
+
     def publish(name: str, program: bytes | None = None) -> None:
         shutil.copytree(repository / "tagger", repository / ".aside")
         for path in (repository / ".aside").rglob("*.pbtxt"):
@@ -220,6 +224,7 @@ def test_models_come_and_go(server: Server, models: Path, digit_files: list[byte
             until(lambda: asked(server.url, model="late") == (200, "late"), "a new model is served")
             assert asked(server.url) == (422, "model_required")
             until(lambda: asked(preferring.url) == (200, "late"), "a default is asked by those who name none")
+            assert (defaults(server), defaults(preferring)) == (["digits"], ["digits", "late"])
             assert asked(preferring.url, model="tagger") == (200, "tagger")
             with triton.InferenceServerClient(server.triton_address()) as client:
                 client.unload_model("late")

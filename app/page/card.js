@@ -135,6 +135,11 @@ export class Card {
     this.legend.lastChild.textContent = `${nothing ? "nothing here" : "what"} spoke for “${entry.label}”`;
   }
 
+  /** The answer as `tresnet classify --json` writes one; undefined while there is none. */
+  record(place) {
+    return this.answer && { path: this.name, ...this.answer.result, id: String(place), model: this.answer.model };
+  }
+
   /** For those who listen: the best label, or what went wrong. */
   summary() {
     if (this.state === "failed") return `${this.name}: ${this.body.querySelector("strong").textContent}`;

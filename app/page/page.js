@@ -1,6 +1,7 @@
 /** The page's wiring: pictures come in, wait their turn, are asked about, and become cards that tell the answer. */
 
 import { Card } from "./card.js";
+import { el } from "./dom.js";
 import * as service from "./service.js";
 import { Settings } from "./settings.js";
 import * as words from "./words.js";
@@ -39,6 +40,7 @@ function remove(card) {
 function showAnswers() {
   $("answers").hidden = cards.length === 0;
   $("clear").hidden = cards.length < 2;
+  $("save").hidden = !cards.some((card) => card.answer);
   $("drop").classList.toggle("small", cards.length > 0);
 }
 
@@ -126,6 +128,7 @@ async function askAbout(card, question) {
     if (!(problem instanceof service.Problem)) throw problem;
     unanswered(card, question, problem);
   }
+  showAnswers();
   tell();
   pump();
 }
@@ -148,6 +151,14 @@ function unanswered(card, question, problem) {
   } else {
     card.fail(problem.status === 0 ? words.connectionBroke(card.file) : words.failure(problem));
   }
+}
+
+/** All answers into a file, in the order that they are shown. */
+function save() {
+  const records = cards.map((card, place) => card.record(place)).filter(Boolean);
+  const url = URL.createObjectURL(new Blob(records.map((record) => `${JSON.stringify(record)}\n`), { type: "application/jsonl" }));
+  el("a", { href: url, download: "answers.jsonl" }).click();
+  setTimeout(() => URL.revokeObjectURL(url), 10_000); // the browser has it by then
 }
 
 /** Once all is answered, in one sentence, for those who listen. */
@@ -208,6 +219,7 @@ function announce(text) {
 
 function listenForTheRest() {
   $("banner-again").onclick = () => watch.look();
+  $("save").onclick = save;
   $("clear").onclick = () => {
     for (const card of cards) card.remove();
     cards = [];

@@ -47,7 +47,8 @@ export class Settings {
     const names = models.map(({ name }) => name);
     const title = ({ name, version, task }) => `${name}${names.indexOf(name) < names.lastIndexOf(name) ? ` version ${version}` : ""} (${TASKS[task]})`;
     $("model").replaceChildren(...models.map((model) => el("option", {}, title(model))));
-    $("model").selectedIndex = Math.max(0, this.#find(before));
+    const found = this.#find(before);
+    $("model").selectedIndex = Math.max(0, found < 0 ? models.findIndex((model) => model.is_default) : found);
     $("settings").hidden = models.length === 0;
     this.#showModel();
   }
