@@ -22,6 +22,7 @@ from starlette.routing import Route
 import tresnet
 from app.access import KeyGate
 from app.admission import Admission
+from app.answer_cache import AnswerCache
 from app.body import explained, read_body
 from app.catalogue import Catalogue, ServedModel
 from app.decoder import Decoder
@@ -60,7 +61,8 @@ def create_app(settings: Settings, *, network: PublicNetwork | None = None) -> F
     watch = ModelWatch(triton, decoder, settings, metrics, tracing, catalogue)
     admission = Admission(settings.max_queue_images, settings.max_queue_bytes, settings.overload_status)
     keys = KeyRing(Path(settings.api_keys_file) if settings.api_keys_file else None, metrics)
-    gateway = Gateway(settings, metrics, catalogue, decoder, admission, keys, tracing)
+    cache = AnswerCache(settings.answer_cache_bytes, metrics)
+    gateway = Gateway(settings, metrics, catalogue, decoder, admission, cache, keys, tracing)
     fetcher = Fetcher(settings, metrics, tracing, network or PublicNetwork())
 
     @asynccontextmanager

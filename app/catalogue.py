@@ -33,9 +33,9 @@ class Picture:
     wants_heat_maps: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ServedModel:
-    """A live version of a model: its contract, its labels, its batcher."""
+    """A live version of a model: its contract, its labels, its batcher. Learnt anew, it is another one."""
 
     contract: ModelContract
     labels: list[str]

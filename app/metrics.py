@@ -73,6 +73,9 @@ class Metrics:
         self.key_requests = Counter("tresnet_key_requests", "Requests of each API key.", ["key", "code"], **make)
         self.key_images = Counter("tresnet_key_images", "Pictures that each API key sent.", ["key"], **make)
         self.url_fetches = Counter("tresnet_url_fetches", "Pictures fetched by URL.", ["code"], **make)
+        self.answer_cache = Counter(
+            "tresnet_answer_cache", "Pictures looked up among kept answers.", ["result"], **make
+        )
         self._max_labels = max_labels
         self._labels_seen: dict[str, set[str]] = {}
         self._models: set[tuple[str, ...]] = set()

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from app.admission import Admission
+from app.answer_cache import AnswerCache, Seen
 from app.body import Body, ImageInput
 from app.catalogue import Catalogue, Picture, ServedModel
 from app.decoder import Decoder
@@ -33,6 +34,7 @@ class Gateway:
     catalogue: Catalogue
     decoder: Decoder
     admission: Admission
+    cache: AnswerCache
     keys: KeyRing
     tracing: Tracing
 
@@ -104,12 +106,40 @@ async def _one(
     """One picture's whole way."""
     if isinstance(image.data, ServiceError):
         raise image.data
-    stage = gateway.metrics.stage
+    key = gateway.cache.key(model, image.data, parameters)
+    seen = gateway.cache.find(key)
+    if seen is None:
+        seen = await _see(gateway, model, image.data, parameters, deadline, record)
+        gateway.cache.keep(key, seen)
+    clock = time.perf_counter()
+    scores = seen.prediction.scores
+    result = {"id": image.id, "status": "ok", "width": seen.width, "height": seen.height}
+    result |= read_scores(model, seen.prediction, parameters)
+    if parameters.explain:
+        box = model.contract.preprocessing.source_box(seen.width, seen.height)
+        result["heat_map_box"] = [round(side, 2) for side in box]
+    best = int(scores.argmax())
+    gateway.metrics.count_prediction(model.contract.name, model.labels[best], float(scores[best]))
+    postprocess = time.perf_counter() - clock
+    gateway.metrics.stage.labels("postprocess").observe(postprocess)
+    gateway.tracing.stage(record, "postprocess", clock, postprocess)
+    return result
+
+
+async def _see(
+    gateway: Gateway,
+    model: ServedModel,
+    data: bytes,
+    parameters: Parameters,
+    deadline: float,
+    record: RequestRecord,
+) -> Seen:
+    """Decode a picture and have the model look at it."""
     clock = time.perf_counter()
     try:
         with model.batcher.expect():
             async with asyncio.timeout_at(deadline):
-                prepared = await gateway.decoder(image.data, model.contract.preprocessing)
+                prepared = await gateway.decoder(data, model.contract.preprocessing)
     except TimeoutError:
         raise DeadlineError from None
     decode = time.perf_counter() - clock
@@ -118,21 +148,10 @@ async def _one(
     picture = Picture(prepared.pixels, record.traceparent, parameters.embedding, parameters.explain)
     prediction, queue, infer = await model.batcher.submit(picture, deadline)
     gateway.tracing.stage(record, "queue", clock, queue)
-    clock = time.perf_counter()
-    result = {"id": image.id, "status": "ok", "width": prepared.width, "height": prepared.height}
-    result |= read_scores(model, prediction, parameters)
-    if parameters.explain:
-        box = model.contract.preprocessing.source_box(prepared.width, prepared.height)
-        result["heat_map_box"] = [round(side, 2) for side in box]
-    best = int(prediction.scores.argmax())
-    gateway.metrics.count_prediction(model.contract.name, model.labels[best], float(prediction.scores[best]))
     for name, seconds in (("decode", decode), ("queue", queue), ("infer", infer)):
-        stage.labels(name).observe(seconds)
+        gateway.metrics.stage.labels(name).observe(seconds)
         record.times.raise_to(name, seconds)
-    postprocess = time.perf_counter() - clock
-    stage.labels("postprocess").observe(postprocess)
-    gateway.tracing.stage(record, "postprocess", clock, postprocess)
-    return result
+    return Seen(prepared.width, prepared.height, prediction)
 
 
 def check_parameters(model: ServedModel, parameters: Parameters) -> None:

@@ -107,6 +107,12 @@ class Settings(BaseSettings):
         None, ge=1, description="Processes that decode pictures, for each worker; by default the cores, shared out."
     )
     decode_timeout_ms: int = Field(10_000, ge=100, description="Longest time that decoding one picture may take.")
+    answer_cache_bytes: int = Field(
+        0,
+        ge=0,
+        description="Most memory for answers, in each worker: a picture that comes again, byte for byte, is answered "
+        "from there while the same version serves; 0 keeps none.",
+    )
     batches_in_flight: int = Field(2, ge=1, le=64, description="Batches that Triton works on at once, for each model.")
     request_timeout_ms: int = Field(
         30_000, ge=1, description="Deadline of a request, and the bound of the client's own."

@@ -22,6 +22,7 @@ import pytest
 import torch
 from collector import Collector, collector
 from PIL import Image
+from prometheus_client.parser import text_string_to_metric_families
 from sklearn.datasets import load_digits
 
 from training.pictures import encode_png
@@ -96,6 +97,12 @@ class Server:
         for parent in found:  # grows as it is walked
             found += [pid for pid in _processes() if _parent(pid) == parent]
         return found
+
+    def metric(self, name: str, **labels: str) -> float:
+        """The sum of what the gateway tells of ``name`` with these labels among others."""
+        text = httpx.get(f"{self.url}/metrics", timeout=30).text
+        samples = (sample for family in text_string_to_metric_families(text) for sample in family.samples)
+        return sum(own.value for own in samples if own.name == name and labels.items() <= own.labels.items())
 
     def wait_ready(self, seconds: float, workers: int = 1) -> float:
         """Seconds until ready. Workers become so one by one; many connections in a row meet them all."""

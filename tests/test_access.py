@@ -10,17 +10,10 @@ from pathlib import Path
 import httpx
 import pytest
 from conftest import Guarded, Server, run_tresnet, start_server, until
-from prometheus_client.parser import text_string_to_metric_families
 
 
 def status(guarded: Guarded, key: str) -> int:
     return httpx.get(f"{guarded.url}/models", headers={"X-API-Key": key}).status_code
-
-
-def metric(guarded: Guarded, name: str, **labels: str) -> float:
-    text = httpx.get(f"{guarded.url}/metrics").text
-    samples = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
-    return sum(s.value for s in samples if s.name == name and labels.items() <= s.labels.items())
 
 
 def test_no_key_and_wrong_keys_are_refused(guarded: Guarded, digit_files: list[bytes]) -> None:
@@ -42,12 +35,12 @@ def test_no_key_and_wrong_keys_are_refused(guarded: Guarded, digit_files: list[b
 
 
 def test_a_key_lets_in_and_its_name_is_counted(guarded: Guarded, digit_files: list[bytes]) -> None:
-    before = metric(guarded, "tresnet_key_images_total", key="alice")
+    before = guarded.metric("tresnet_key_images_total", key="alice")
     for headers in ({"Authorization": f"Bearer {guarded.key}"}, {"X-API-Key": guarded.key}):
         answer = httpx.post(f"{guarded.url}/classify", content=digit_files[0], headers=headers)
         assert answer.status_code == 200
-    assert metric(guarded, "tresnet_key_images_total", key="alice") == before + 2
-    assert metric(guarded, "tresnet_key_requests_total", key="alice", code="200") >= 2
+    assert guarded.metric("tresnet_key_images_total", key="alice") == before + 2
+    assert guarded.metric("tresnet_key_requests_total", key="alice", code="200") >= 2
 
 
 def test_the_client_brings_its_key(guarded: Guarded, digit_files: list[bytes]) -> None:
@@ -82,11 +75,11 @@ def test_a_broken_file_keeps_the_keys(guarded: Guarded, broken: str | None) -> N
         guarded.keys_file.unlink()
     else:
         guarded.keys_file.write_text(broken)
-    until(lambda: metric(guarded, "tresnet_api_keys_last_reload_successful") == 0)
+    until(lambda: guarded.metric("tresnet_api_keys_last_reload_successful") == 0)
     assert status(guarded, guarded.key) == 200
     assert status(guarded, "another") == 401
     guarded.keys_file.write_text(before)
-    until(lambda: metric(guarded, "tresnet_api_keys_last_reload_successful") == 1)
+    until(lambda: guarded.metric("tresnet_api_keys_last_reload_successful") == 1)
     assert status(guarded, guarded.key) == 200
 
 
@@ -100,7 +93,7 @@ def test_a_rate_holds_for_its_key_alone(guarded: Guarded, digit_files: list[byte
     assert (refused.status_code, refused.json()["code"]) == (429, "rate_limited")
     assert 1 <= int(refused.headers["retry-after"]) <= 4
     assert ask(guarded.key).status_code == 200
-    assert metric(guarded, "tresnet_rejected_total", reason="rate_limited") >= 1
+    assert guarded.metric("tresnet_rejected_total", reason="rate_limited") >= 1
     until(lambda: ask(guarded.slow_key, 3).status_code == 200)  # more than the bucket holds, paid off afterwards
     assert int(ask(guarded.slow_key).headers["retry-after"]) > 4
 

@@ -17,7 +17,6 @@ from pathlib import Path
 import httpx
 import pytest
 from conftest import Server, running_server, until
-from prometheus_client.parser import text_string_to_metric_families
 
 from app.admission import Admission
 from app.errors import OverloadError
@@ -42,15 +41,6 @@ def small_server(models: Path) -> Iterator[Server]:
         triton_poll_ms=60_000,  # a Triton that stands still in a test is not to be noticed meanwhile
     ) as running:
         yield running
-
-
-def metric(server: Server, name: str, **labels: str) -> float:
-    return sum(
-        sample.value
-        for family in text_string_to_metric_families(httpx.get(f"{server.url}/metrics", timeout=30).text)
-        for sample in family.samples
-        if sample.name == name and labels.items() <= sample.labels.items()
-    )
 
 
 @contextmanager
@@ -236,7 +226,7 @@ def test_equal_ids_are_answered_in_order(small_server: Server, digit_files: list
 
 def test_full_queue_is_refused_and_who_hangs_up_frees_his_place(small_server: Server, digit_files: list[bytes]) -> None:
     """200 clients ask of a Triton that stands still and leave; it is asked for next to nothing when it goes on."""
-    asked_before = metric(small_server, "tresnet_batch_size_sum")
+    asked_before = small_server.metric("tresnet_batch_size_sum")
     with triton_stopped(small_server):
         for _ in range(200 // MAX_QUEUE + 1):
             clients = [connected(small_server, length=len(digit_files[0])) for _ in range(MAX_QUEUE)]
@@ -245,13 +235,13 @@ def test_full_queue_is_refused_and_who_hangs_up_frees_his_place(small_server: Se
             until(lambda: _is_full(small_server, digit_files[0]))
             for context in clients:
                 context.__exit__(None, None, None)
-            until(lambda: metric(small_server, "tresnet_queue_depth_images") == 0)
+            until(lambda: small_server.metric("tresnet_queue_depth_images") == 0)
     until(lambda: httpx.post(f"{small_server.url}/classify", content=digit_files[0], timeout=60).status_code == 200)
-    assert metric(small_server, "tresnet_batch_size_sum") - asked_before < 100
-    left = metric(small_server, "tresnet_http_requests_total", route="/classify", code="400")
+    assert small_server.metric("tresnet_batch_size_sum") - asked_before < 100
+    left = small_server.metric("tresnet_http_requests_total", route="/classify", code="400")
     assert left >= 150
-    assert metric(small_server, "tresnet_http_requests_total", code="500") == 0
-    assert metric(small_server, "tresnet_rejected_total", reason="queue_full") >= 1
+    assert small_server.metric("tresnet_http_requests_total", code="500") == 0
+    assert small_server.metric("tresnet_rejected_total", reason="queue_full") >= 1
 
 
 def _is_full(server: Server, picture: bytes) -> bool:
@@ -270,13 +260,13 @@ def test_what_expired_is_not_computed(small_server: Server, digit_files: list[by
 
     with ThreadPoolExecutor(20) as pool:
         with triton_stopped(small_server):
-            asked_before = metric(small_server, "tresnet_batch_size_sum")
+            asked_before = small_server.metric("tresnet_batch_size_sum")
             patient = []
             for number in (1, 2):  # the two batches that may be at Triton
                 patient.append(pool.submit(ask, {}))
-                until(lambda number=number: metric(small_server, "tresnet_inflight_images") == number)
+                until(lambda number=number: small_server.metric("tresnet_inflight_images") == number)
             hasty = list(pool.map(ask, [{"X-Request-Timeout-Ms": "400"}] * 18))
             assert {answer.json()["code"] for answer in hasty} == {"deadline_exceeded"}
-            assert metric(small_server, "tresnet_queue_depth_images") == 0
+            assert small_server.metric("tresnet_queue_depth_images") == 0
         assert [job.result().status_code for job in patient] == [200, 200]
-    assert metric(small_server, "tresnet_batch_size_sum") - asked_before == 2
+    assert small_server.metric("tresnet_batch_size_sum") - asked_before == 2

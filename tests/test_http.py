@@ -16,7 +16,6 @@ import pytest
 import torch
 from conftest import Server
 from PIL import Image
-from prometheus_client.parser import text_string_to_metric_families
 
 from tresnet.checkpoint import build_model, load_checkpoint
 from tresnet.picture import prepare
@@ -170,27 +169,17 @@ def test_embedding_and_hugging_face_form(server: Server, digit_files: list[bytes
 
 def test_sixty_four_clients_are_answered_right_and_batched(server: Server, digit_files: list[bytes]) -> None:
     expected = eager_scores(server.folder / "runs/digits/best.pt", digit_files, "classify").argmax(1)
-    before = _metric(server, "tresnet_batch_size_count"), _metric(server, "tresnet_batch_size_sum")
+    before = server.metric("tresnet_batch_size_count"), server.metric("tresnet_batch_size_sum")
     with httpx.Client(limits=httpx.Limits(max_connections=64), timeout=60) as client, ThreadPoolExecutor(64) as pool:
         jobs = [(i, pool.submit(client.post, f"{server.url}/classify", content=digit_files[i])) for i in range(64)] * 1
         for index, job in jobs:
             answer = job.result()
             assert answer.status_code == 200
             assert answer.json()["results"][0]["predictions"][0]["label"] == str(expected[index])
-    batches = _metric(server, "tresnet_batch_size_count") - before[0]
-    pictures = _metric(server, "tresnet_batch_size_sum") - before[1]
+    batches = server.metric("tresnet_batch_size_count") - before[0]
+    pictures = server.metric("tresnet_batch_size_sum") - before[1]
     assert pictures == 64
     assert batches < 48, "batches did not grow under load"
-
-
-def _metric(server: Server, name: str) -> float:
-    text = httpx.get(f"{server.url}/metrics").text
-    return sum(
-        sample.value
-        for family in text_string_to_metric_families(text)
-        for sample in family.samples
-        if sample.name == name
-    )
 
 
 def test_state_routes(server: Server) -> None:
@@ -199,7 +188,7 @@ def test_state_routes(server: Server) -> None:
     assert models["digits"]["preprocessing"]["image_size"] == 32
     for path in ("/livez", "/readyz", "/v2/health/live", "/v2/health/ready", "/docs", "/openapi.json", "/"):
         assert httpx.get(server.url + path).status_code == 200
-    assert _metric(server, "tresnet_triton_up") == 1
+    assert server.metric("tresnet_triton_up") == 1
 
 
 def test_expired_request(server: Server, digit_files: list[bytes]) -> None:
