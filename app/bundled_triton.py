@@ -28,6 +28,9 @@ from tresnet.errors import UserError
 
 logger = logging.getLogger(__name__)
 
+_WAITING_THREADS = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "5000"}
+"""How a model's threads wait for each other: a moment awake, then asleep. To be woken takes its time, hundreds of times
+in a run; those who stay awake take the cores that decode the next pictures."""
 _FIRST_PAUSE_S = 0.2
 _LONGEST_PAUSE_S = 10.0
 _STEADY_AFTER_S = 30.0
@@ -147,12 +150,11 @@ class BundledTriton:
         libraries += [path for path in [os.environ.get("LD_LIBRARY_PATH", "")] if path]
         return {
             **ACTIVATIONS,
+            **_WAITING_THREADS,
             **{key: value for key, value in os.environ.items() if not key.startswith("TRESNET_")},
             # The stub finds its packages through the first python on PATH, and through nothing else.
             "PATH": f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}",
             "LD_LIBRARY_PATH": ":".join(libraries),
-            # Threads of a model that wait for each other by spinning take the cores that decode the next pictures.
-            "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE"),
         }
 
     def _command(self) -> list[str]:
