@@ -209,7 +209,7 @@ class BundledTriton:
             )
         self._process = process
         logger.info("Triton started, process %d, log in %s", process.pid, self.log_path)
-        control = ModelControl(self._repository, f"127.0.0.1:{self.port}", self._hang_timeout_s)
+        control = ModelControl(self._repository, process.pid, f"127.0.0.1:{self.port}", self._hang_timeout_s)
         control.start()
         while process.poll() is None and not control.server_hangs and not self._stopping.wait(0.1):
             pass

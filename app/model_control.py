@@ -5,7 +5,10 @@ control, to load what is new, to load again what changed, and to unload what is 
 answering until the new one is loaded. A version that cannot be loaded is left out and named in the parameter
 ``failed_versions`` of the configuration that Triton then gives to everyone who asks.
 
-Triton's own polling will not do: with one broken version in a model, a Triton that starts loads none of them.
+Triton's own polling will not do: with one broken version in a model, a Triton that starts loads none of them. Nor does
+Triton notice when the process that runs a model has died: it calls the model ready and fails every request, and a load
+of what is loaded does nothing. So a model that lacks a process is loaded anew, by a configuration that counts how
+often.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ import logging
 import stat
 import threading
 import time
+from collections import Counter
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -35,6 +39,11 @@ _INDEX_TIMEOUT_S = 30.0
 _LOAD_TIMEOUT_S = 600.0
 _FIRST_RETRY_S = 30.0
 _LONGEST_RETRY_S = 1800.0
+_FIRST_REVIVAL_S = 2.0
+_LONGEST_REVIVAL_S = 60.0
+_CALM_S = 300.0
+"""Lived so long, a model's processes are not taken for ones that die at once."""
+_REVIVALS = "revivals"
 
 Stamp = tuple[tuple[str, int, int], ...]
 """Name, time and size of each file: equal stamps mean unchanged files."""
@@ -58,6 +67,11 @@ class _Model:
     retry_pause_s: float = _FIRST_RETRY_S
     retry_at: float | None = None
     call: Future[None] | None = None
+    processes: int = 0
+    """That each loaded version ought to have; 0 while that is not known."""
+    revivals: int = 0
+    revival_pause_s: float = _FIRST_REVIVAL_S
+    revived_at: float = 0.0
 
     @property
     def is_idle(self) -> bool:
@@ -74,6 +88,25 @@ def read_repository(repository: Path) -> dict[str, OnDisk]:
         for folder in _folders(repository)
         if (folder / CONFIG).exists()
     }
+
+
+def _instances(config: pb.ModelConfig) -> int:
+    """Instances of each version, each of which is a process."""
+    return sum(group.count * max(1, len(group.gpus)) for group in config.instance_group)
+
+
+def _model_processes(server: int) -> Counter[tuple[str, int]]:
+    """How many processes of ``server`` run each version of each model, as their command lines tell."""
+    found: Counter[tuple[str, int]] = Counter()
+    for folder in Path("/proc").iterdir():
+        if not folder.name.isdecimal():
+            continue
+        with suppress(OSError, IndexError, ValueError):  # it has ended meanwhile, or is something else
+            parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            if parent == server:
+                program = Path((folder / "cmdline").read_text().split("\0")[1])  # …/MODEL/VERSION/model.py
+                found[program.parts[-3], int(program.parts[-2])] += 1
+    return found
 
 
 def _folders(parent: Path) -> list[Path]:
@@ -100,8 +133,9 @@ def _entries(folder: Path) -> list[Path]:
 class ModelControl:
     """Keeps one life of a Triton server in step with the repository, from :meth:`start` to :meth:`stop`."""
 
-    def __init__(self, repository: Path, address: str, hang_timeout_s: float) -> None:
+    def __init__(self, repository: Path, process: int, address: str, hang_timeout_s: float) -> None:
         self._repository = repository
+        self._process = process
         self._address = address
         self._hang_timeout_s = hang_timeout_s
         self._seen_alive = time.monotonic()
@@ -161,6 +195,28 @@ class ModelControl:
                     model.retry_pause_s = _FIRST_RETRY_S
                 model.told = found
                 model.call = self._pool.submit(self._load, client, name, model, found)
+        self._revive(client)
+
+    def _revive(self, client: triton.InferenceServerClient) -> None:
+        """Load anew what has lost a process; what dies again and again, less and less often."""
+        running = _model_processes(self._process)
+        for name, model in self._models.items():
+            told = model.told
+            if told is None or not model.is_idle or not model.processes:
+                continue
+            good = told.versions.keys() - model.broken.keys()
+            if all(running[name, number] >= model.processes for number in good):
+                continue
+            lived = time.monotonic() - model.revived_at
+            if lived < model.revival_pause_s:
+                continue
+            model.revival_pause_s = (
+                _FIRST_REVIVAL_S if lived > _CALM_S else min(_LONGEST_REVIVAL_S, 2 * model.revival_pause_s)
+            )
+            logger.error("model %r has lost a process: loading it anew", name)
+            model.revivals += 1
+            model.revived_at = time.monotonic()
+            model.call = self._pool.submit(self._load, client, name, model, told)
 
     def _unload(self, client: triton.InferenceServerClient, name: str) -> None:
         try:
@@ -171,10 +227,11 @@ class ModelControl:
     def _load(self, client: triton.InferenceServerClient, name: str, model: _Model, found: OnDisk) -> None:
         """Load all versions that can be; come back later for those that cannot, be it the machine's fault."""
         model.broken = {number: stamp for number, stamp in model.broken.items() if found.versions.get(number) == stamp}
-        started = time.monotonic()
+        started, model.processes = time.monotonic(), 0
         while good := sorted(found.versions.keys() - model.broken.keys()):
             try:
-                self._tell(client, name, good, sorted(model.broken))
+                self._tell(client, name, good, model)
+                model.processes = _instances(client.get_model_config(name, client_timeout=_INDEX_TIMEOUT_S).config)
             except (InferenceServerException, text_format.ParseError, OSError, UnicodeError) as error:
                 if self._stopping.is_set():
                     return
@@ -190,10 +247,12 @@ class ModelControl:
             model.retry_at = time.monotonic() + model.retry_pause_s
             model.retry_pause_s = min(_LONGEST_RETRY_S, 2 * model.retry_pause_s)
 
-    def _tell(self, client: triton.InferenceServerClient, name: str, good: list[int], broken: list[int]) -> None:
+    def _tell(self, client: triton.InferenceServerClient, name: str, good: list[int], model: _Model) -> None:
         config = text_format.Parse((self._repository / name / CONFIG).read_text(encoding="utf-8"), pb.ModelConfig())
         config.version_policy.specific.versions.extend(good)
-        config.parameters[FAILED_VERSIONS].string_value = ",".join(map(str, broken))
+        config.parameters[FAILED_VERSIONS].string_value = ",".join(map(str, sorted(model.broken)))
+        if model.revivals:
+            config.parameters[_REVIVALS].string_value = str(model.revivals)
         text = json_format.MessageToJson(config, preserving_proto_field_name=True)
         client.load_model(name, config=text, client_timeout=_LOAD_TIMEOUT_S)
 

@@ -280,7 +280,8 @@ def _translate(error: grpc.RpcError) -> ServiceError:
     if "xceeds maximum queue size" in message:
         return UnavailableError("queue_full", "too many pictures are waiting; try again later")
     is_known = any(words in message for words in ("not ready", "not at ready state"))
-    if status == grpc.StatusCode.NOT_FOUND or (status == grpc.StatusCode.UNAVAILABLE and is_known):
+    has_died = "Stub process" in message  # the one that runs the model beside the bundled Triton, which starts another
+    if has_died or status == grpc.StatusCode.NOT_FOUND or (status == grpc.StatusCode.UNAVAILABLE and is_known):
         return UnavailableError("model_not_ready", "the model is not ready to answer; try again")
     if status == grpc.StatusCode.CANCELLED or (status == grpc.StatusCode.UNAVAILABLE and "is stopping" in message):
         return StoppingError()

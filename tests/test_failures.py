@@ -10,7 +10,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from conftest import is_running, start_server
+from conftest import command, is_running, running_server, start_server, until
 
 
 def test_killed_and_hanging_triton_is_survived(models: Path, digit_files: list[bytes]) -> None:
@@ -45,6 +45,36 @@ def test_killed_and_hanging_triton_is_survived(models: Path, digit_files: list[b
     finally:
         server.process.send_signal(signal.SIGINT)
         server.process.wait(40)
+
+
+def test_a_model_whose_process_died_is_loaded_anew(models: Path, digit_files: list[bytes]) -> None:
+    """Triton says that such a model is ready, and fails each request; the other model serves on."""
+    with running_server(models) as server:
+
+        def model_process(name: str) -> int | None:
+            return next((pid for pid in server.descendants() if f"/{name}/1/model.py" in command(pid)), None)
+
+        def ask(name: str) -> httpx.Response:
+            route = "classify" if name == "digits" else "tag"
+            return httpx.post(f"{server.url}/{route}", content=digit_files[0], timeout=30)
+
+        right = {name: ask(name).json()["results"] for name in ("digits", "tagger")}
+        died = model_process("tagger")
+        os.kill(died, signal.SIGKILL)
+        until(lambda: model_process("tagger") not in (died, None), "it is loaded anew though nobody asks")
+        until(lambda: ask("tagger").status_code == 200, "it answers again")
+        assert ask("tagger").json()["results"] == right["tagger"]
+
+        os.kill(model_process("digits"), signal.SIGKILL)
+        refused, ends = 0, time.monotonic() + 60
+        while (answer := ask("digits")).status_code != 200 or not refused:
+            refused += answer.status_code != 200
+            assert answer.status_code in (200, 503), answer.text
+            assert ask("tagger").status_code == 200
+            assert time.monotonic() < ends
+            time.sleep(0.02)
+        assert answer.json()["results"] == right["digits"]
+        until(lambda: httpx.get(f"{server.url}/readyz", timeout=30).status_code == 200, "all is well again")
 
 
 @pytest.mark.parametrize(("workers", "stop_signal"), [(1, signal.SIGINT), (1, signal.SIGTERM), (2, signal.SIGTERM)])
