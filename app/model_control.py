@@ -231,7 +231,6 @@ class ModelControl:
         while good := sorted(found.versions.keys() - model.broken.keys()):
             try:
                 self._tell(client, name, good, model)
-                model.processes = _instances(client.get_model_config(name, client_timeout=_INDEX_TIMEOUT_S).config)
             except (InferenceServerException, text_format.ParseError, OSError, UnicodeError) as error:
                 if self._stopping.is_set():
                     return
@@ -241,6 +240,8 @@ class ModelControl:
                 model.broken |= {number: found.versions[number] for number in broken or good}
             else:
                 logger.info("model %r: loaded %s in %.1f s", name, good, time.monotonic() - started)
+                with suppress(InferenceServerException):  # the load itself is done
+                    model.processes = _instances(client.get_model_config(name, client_timeout=_INDEX_TIMEOUT_S).config)
                 break
         model.retry_at = None
         if model.broken:
