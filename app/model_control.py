@@ -208,7 +208,7 @@ class ModelControl:
             if all(running[name, number] >= model.processes for number in good):
                 continue
             lived = time.monotonic() - model.revived_at
-            if lived < model.revival_pause_s:
+            if lived < model.revival_pause_s or not self._is_ready(client, name):  # it was unloaded by hand
                 continue
             model.revival_pause_s = (
                 _FIRST_REVIVAL_S if lived > _CALM_S else min(_LONGEST_REVIVAL_S, 2 * model.revival_pause_s)
@@ -217,6 +217,13 @@ class ModelControl:
             model.revivals += 1
             model.revived_at = time.monotonic()
             model.call = self._pool.submit(self._load, client, name, model, told)
+
+    def _is_ready(self, client: triton.InferenceServerClient, name: str) -> bool:
+        """As Triton says."""
+        try:
+            return bool(client.is_model_ready(name, client_timeout=_LIVE_TIMEOUT_S))
+        except InferenceServerException:
+            return False
 
     def _unload(self, client: triton.InferenceServerClient, name: str) -> None:
         try:

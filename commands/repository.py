@@ -24,7 +24,7 @@ class StoredVersion:
     fault: str | None = None
 
     def as_served(self) -> dict[str, Any]:
-        """In the form of the gateway's ``/models``."""
+        """In the form of the gateway's ``/models``, but for what only a gateway knows: whether it is a default."""
         assert self.contract is not None  # noqa: S101
         return {**self.contract.model_dump(exclude={"facts": {"golden", "card"}}), "labels": list(self.labels)}
 

@@ -80,6 +80,8 @@ def test_models_of_a_gateway_and_of_a_folder(server: Server, tmp_path: Path) -> 
     )
     documents = [json.loads(line) for line in served.stdout.splitlines()]
     assert documents == httpx.get(f"{server.url}/models").json()["models"]
+    for document in documents:
+        assert document.pop("is_default") is True  # the only one of its task; no folder can tell
     assert [json.loads(line) for line in stored.stdout.splitlines()] == documents
     assert [word in shown.stdout for word in ("digits", "tagger", "tresnet_m", "fp32")] == [True] * 4
     assert (away.returncode, nothing.returncode, empty.returncode) == (3, 2, 2)
