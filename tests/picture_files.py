@@ -95,3 +95,23 @@ def tiff(
 
 def jpeg_segment(marker: int, body: bytes) -> bytes:
     return bytes((0xFF, marker)) + struct.pack(">H", len(body) + 2) + body
+
+
+def jpeg_lossless(samples: np.ndarray) -> bytes:
+    """``uint8 [H, W]`` by ITU-T T.81's lossless process (annex H): differences from the left, Huffman-coded."""
+    height, width = samples.shape
+    left = np.empty(samples.shape, int)
+    left[:, 1:] = samples[:, :-1]
+    left[1:, 0], left[0, 0] = samples[:-1, 0], 128
+    bits = []
+    for difference in (samples.astype(int) - left).ravel().tolist():
+        size = abs(difference).bit_length()  # 0..8, which all have codes of four bits
+        bits.append(f"{size:04b}")
+        if size:
+            bits.append(f"{difference if difference > 0 else difference + 2**size - 1:0{size}b}")
+    text = "".join(bits)
+    text += "1" * (-len(text) % 8)
+    data = int(text, 2).to_bytes(len(text) // 8, "big").replace(b"\xff", b"\xff\0")
+    table = jpeg_segment(0xC4, bytes((0, 0, 0, 0, 9, *bytes(12), *range(9))))
+    frame = jpeg_segment(0xC3, struct.pack(">BHHB", 8, height, width, 1) + b"\1\x11\0")
+    return b"\xff\xd8" + frame + table + jpeg_segment(0xDA, b"\1\1\0\1\0\0") + data + b"\xff\xd9"

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
-from picture_files import bmp, bmp_rle8, jpeg_segment, png, tiff
+from picture_files import bmp, bmp_rle8, jpeg_lossless, jpeg_segment, png, tiff
 from PIL import Image, ImageCms
 from sklearn.datasets import load_sample_image
 
@@ -123,6 +123,9 @@ def _jpegs() -> Iterator[Case]:
     yield Case("jpeg-progressive", saved(photo(), "JPEG", quality=98, progressive=True), photo(), LOSSY)
     yield Case("jpeg-grey", saved(grey(), "JPEG", quality=98), three(grey()), LOSSY)
     yield Case("jpeg-420", saved(photo(), "JPEG", quality=98, subsampling=2), photo(), 2 * LOSSY)
+    yield Case("jpeg-lossless", jpeg_lossless(grey()), three(grey()))
+    large = np.repeat(np.repeat(grey(), 4, axis=0), 4, axis=1)
+    yield Case("jpeg-lossless-large", jpeg_lossless(large), three(grey()), LOSSY)
     whole = saved(photo(), "JPEG", quality=98)
     yield Case("jpeg-trailing-garbage", whole + b"PK\3\4 and more" * 1000, photo(), LOSSY)
     yield Case("jpeg-leading-junk", b"junk" + whole, code="undecodable_image")

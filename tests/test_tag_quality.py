@@ -11,6 +11,8 @@ import httpx
 import pytest
 from conftest import Server, run_tresnet, start_server
 
+from benchmarks.heat_maps import main as measure_heat_maps
+
 
 def micro_f1(server: Server, canvases: Path, query: str = "") -> float:
     """Of all tags that the gateway gives to the pictures of a labelled folder."""
@@ -29,7 +31,7 @@ def micro_f1(server: Server, canvases: Path, query: str = "") -> float:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_tags_with_fitted_thresholds_are_right(tmp_path: Path) -> None:
+def test_tags_with_fitted_thresholds_are_right_and_their_heat_maps_on_the_digits(tmp_path: Path) -> None:
     trained = run_tresnet("train", "multidigits", cwd=tmp_path, timeout=1200)
     assert trained.returncode == 0, trained.stderr
     run = tmp_path / "runs" / "multidigits"
@@ -39,6 +41,7 @@ def test_tags_with_fitted_thresholds_are_right(tmp_path: Path) -> None:
     try:
         server.wait_ready(100)
         fitted, at_half = micro_f1(server, run / "test"), micro_f1(server, run / "test", "?threshold=0.5")
+        measure_heat_maps(server.url, "multidigits", 0, tmp_path / "heat_maps.json")
     finally:
         server.process.send_signal(signal.SIGINT)
         server.process.wait(40)
@@ -46,3 +49,4 @@ def test_tags_with_fitted_thresholds_are_right(tmp_path: Path) -> None:
     assert fitted >= 0.94
     assert fitted > at_half
     assert fitted == pytest.approx(json.loads(evaluated.stdout)["f1"], abs=0.003)
+    assert json.loads((tmp_path / "heat_maps.json").read_text())["mean_share"] >= 0.73

@@ -94,11 +94,11 @@ RECIPES = {
             name="multidigits",
             task="tag",
             expected="tresnet train multidigits: two CPU cores, under three minutes, 99 % mAP on 500 held-out canvases",
-            image_size=40,
+            image_size=48,
             batch_size=64,
             epochs=8,
             pictures_per_epoch=1408,
-            learning_rate=2e-3,
+            learning_rate=4e-3,
         ),
         Recipe(
             name="fashion",

@@ -200,7 +200,8 @@ def _resize(image: Image.Image, how: Preprocessing, orientation: int) -> Image.I
         math.ceil(_REDUCING_GAP * size * full_width / (right - left)),
         math.ceil(_REDUCING_GAP * size * full_height / (bottom - top)),
     )
-    image.draft(None, wanted)  # type: ignore[arg-type]  # None keeps the mode; a no-op for other formats
+    if getattr(image, "quantization", None):  # a lossless JPEG has none, and its decoder does not scale
+        image.draft(None, wanted)  # type: ignore[arg-type]  # None keeps the mode
     x, y = image.width / full_width, image.height / full_height
     box = (max(0.0, left * x), max(0.0, top * y), min(right * x, image.width), min(bottom * y, image.height))
 
