@@ -130,6 +130,13 @@ def _entries(folder: Path) -> list[Path]:
         return []
 
 
+def _is_live(client: triton.InferenceServerClient) -> bool:
+    try:
+        return bool(client.is_server_live(client_timeout=_LIVE_TIMEOUT_S))
+    except InferenceServerException:
+        return False
+
+
 class ModelControl:
     """Keeps one life of a Triton server in step with the repository, from :meth:`start` to :meth:`stop`."""
 
@@ -138,14 +145,13 @@ class ModelControl:
         self._process = process
         self._address = address
         self._hang_timeout_s = hang_timeout_s
-        self._seen_alive = time.monotonic()
+        self._unanswered_s = 0.0
         self._stopping = threading.Event()
         self._models: dict[str, _Model] = {}
         self._pool = ThreadPoolExecutor(8, thread_name_prefix="load-model")
         self._thread = threading.Thread(target=self._run, name="model-control", daemon=True)
 
     def start(self) -> None:
-        self._seen_alive = time.monotonic()
         self._thread.start()
 
     def stop(self) -> None:
@@ -157,18 +163,20 @@ class ModelControl:
     @property
     def server_hangs(self) -> bool:
         """Whether the server has not answered for so long that only a new start can help."""
-        return time.monotonic() - self._seen_alive > self._hang_timeout_s
+        return self._unanswered_s > self._hang_timeout_s
 
     def _run(self) -> None:
         with triton.InferenceServerClient(self._address) as client:
             before: dict[str, OnDisk] | None = None
+            looked_at = time.monotonic()
             while not self._stopping.wait(0.1 if before is None else _LOOK_EVERY_S):
-                try:
-                    if not client.is_server_live(client_timeout=_LIVE_TIMEOUT_S):
-                        continue
-                except InferenceServerException:
+                is_live = _is_live(client)
+                looked_before, looked_at = looked_at, time.monotonic()
+                if not is_live:
+                    # Capped: while this process itself is held (a paused container), nobody could have answered it.
+                    self._unanswered_s += min(looked_at - looked_before, _LIVE_TIMEOUT_S + _LOOK_EVERY_S)
                     continue
-                self._seen_alive = time.monotonic()
+                self._unanswered_s = 0.0
                 try:
                     now = read_repository(self._repository)
                 except OSError as error:

@@ -47,6 +47,24 @@ def test_killed_and_hanging_triton_is_survived(models: Path, digit_files: list[b
         server.process.wait(40)
 
 
+def test_a_service_that_was_held_goes_on_with_the_triton_that_it_had(models: Path, digit_files: list[bytes]) -> None:
+    """As in a paused container: the time in which nothing ran does not count against Triton."""
+    with running_server(models, triton_hang_timeout_s=8) as server:
+        url = f"{server.url}/classify"
+        assert httpx.post(url, content=digit_files[0]).status_code == 200
+        [triton] = server.tritons()
+        held = [server.process.pid, *server.descendants()]
+        for pid in held:
+            os.kill(pid, signal.SIGSTOP)
+        time.sleep(12)
+        for pid in held:
+            os.kill(pid, signal.SIGCONT)
+        ends = time.monotonic() + 5
+        while time.monotonic() < ends:
+            assert httpx.post(url, content=digit_files[0], timeout=30).status_code == 200
+        assert server.tritons() == [triton]
+
+
 def test_a_model_whose_process_died_is_loaded_anew(models: Path, digit_files: list[bytes]) -> None:
     """Triton says that such a model is ready, and fails each request; the other model serves on."""
     with running_server(models) as server:
