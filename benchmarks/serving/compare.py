@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from benchmarks.serving.contestants import CONTESTANTS, OURS, ROOT, Contestant, Running, start
-from benchmarks.serving.load import Load, closed_loop, open_loop
+from benchmarks.serving.load import Load, closed_loop, closed_loop_of_k6, open_loop
 from benchmarks.serving.models import MAX_BATCH_SIZE, bare_images_per_s, build_model
 from benchmarks.serving.pictures import write_picture
 from tresnet.devices import native_precision
@@ -26,6 +26,7 @@ from tresnet.terms import Precision
 WORK = ROOT / "runs" / "bench"
 CONNECTIONS = 16
 SHARE_OF_CAPACITY = 0.7
+_LATENCY_ROUNDS = 3
 _BOUNDARY = "bench-0123456789"
 NATIVE = "ours, bf16"
 
@@ -64,7 +65,7 @@ class Row:
     peak_mib: float = 0.0
     failed: int = 0
     at_70_percent: dict[str, float] = field(default_factory=dict)
-    """Latency at ``SHARE_OF_CAPACITY`` of its own."""
+    """Latency at ``SHARE_OF_CAPACITY`` of its own, by the generator that then offers it."""
     at_best_peers_rate: dict[str, float] = field(default_factory=dict)
     """Latency at that share of the best peer's capacity; of this project alone."""
 
@@ -91,14 +92,7 @@ def compare(
                 tell(f"({key}) the {precision} program alone: round {turn + 1} of {rounds}")
                 bare[precision].append(bare_images_per_s(path, work.image_size, seconds=seconds))
         if latency:
-            for name, running in servers.items():
-                tell(f"({key}) {name}: latency at {SHARE_OF_CAPACITY:.0%} of its capacity")
-                rate = SHARE_OF_CAPACITY * rows[name].median_requests_per_s
-                rows[name].at_70_percent = _latency(running, rate, work, seconds)
-            if OURS in rows and (peers := _peers(rows)):
-                tell(f"({key}) {OURS}: latency at the best peer's rate")
-                rate = SHARE_OF_CAPACITY * max(row.median_requests_per_s for row in peers.values())
-                rows[OURS].at_best_peers_rate = _latency(servers[OURS], rate, work, seconds)
+            _measure_latency(key, servers, rows, work, seconds, tell)
     finally:
         for running in servers.values():
             running.stop()
@@ -135,16 +129,13 @@ def _start_all(work: Workload, names: list[str], tell: Callable[[str], None]) ->
 
 def _measure(running: Running, row: Row, work: Workload, seconds: float) -> None:
     body, content_type = request_body(work, running.contestant)
-    running.go_on()
-    try:
+    with running.awake():
         closed_loop(running.url, body, content_type, CONNECTIONS, max(1.0, seconds / 4))
         before = running.cpu_seconds()
         load = closed_loop(running.url, body, content_type, CONNECTIONS, seconds)
         spent = running.cpu_seconds()
         row.peak_mib = max(row.peak_mib, round(running.resident_bytes() / 2**20, 1))
         time.sleep(0.3)  # what is still in flight ends
-    finally:
-        running.pause()
     images = max(1, (load.requests - load.failed) * work.pictures_a_request)
     row.requests_per_s.append(load.requests_per_s)
     row.p50_ms.append(load.p50_ms)
@@ -155,19 +146,46 @@ def _measure(running: Running, row: Row, work: Workload, seconds: float) -> None
     )
 
 
-def _latency(running: Running, rate: float, work: Workload, seconds: float) -> dict[str, float]:
+def _measure_latency(
+    key: str,
+    servers: dict[str, Running],
+    rows: dict[str, Row],
+    work: Workload,
+    seconds: float,
+    tell: Callable[[str], None],
+) -> None:
+    """Each server at a share of its own capacity, and ours at that share of the best peer's, in turns."""
+    capacities: dict[str, list[float]] = {name: [] for name in servers}
+    for turn in range(_LATENCY_ROUNDS):
+        for name, running in servers.items():
+            tell(f"({key}) {name}: capacity, round {turn + 1} of {_LATENCY_ROUNDS}")
+            body, content_type = request_body(work, running.contestant)
+            with running.awake():
+                load = closed_loop_of_k6(running.url, body, content_type, CONNECTIONS, seconds)
+            capacities[name].append(load.requests_per_s)
+    shares = {name: SHARE_OF_CAPACITY * statistics.median(rates) for name, rates in capacities.items()}
+    asked = [(name, rate, rows[name].at_70_percent) for name, rate in shares.items()]
+    if OURS in rows and (peers := _peers(rows)):
+        asked.append((OURS, max(shares[name] for name in peers), rows[OURS].at_best_peers_rate))
+    loads: list[list[Load]] = [[] for _ in asked]
+    for turn in range(_LATENCY_ROUNDS):
+        for (name, rate, _), found in zip(asked, loads, strict=True):
+            tell(f"({key}) {name}: latency at {rate:.0f} requests/s, round {turn + 1} of {_LATENCY_ROUNDS}")
+            found.append(_latency(servers[name], rate, work, seconds))
+    for (_, rate, figures), found in zip(asked, loads, strict=True):
+        figures |= {
+            "requests_per_s": round(rate, 1),
+            "p50_ms": round(statistics.median(load.p50_ms for load in found), 1),
+            "p99_ms": round(statistics.median(load.p99_ms for load in found), 1),
+            "failed": sum(load.failed for load in found),
+        }
+
+
+def _latency(running: Running, rate: float, work: Workload, seconds: float) -> Load:
     body, content_type = request_body(work, running.contestant)
-    running.go_on()
-    try:
-        loads: list[Load] = [open_loop(running.url, body, content_type, rate, 2 * seconds) for _ in range(3)]
-    finally:
-        running.pause()
-    return {
-        "requests_per_s": round(rate, 1),
-        "p50_ms": round(statistics.median(load.p50_ms for load in loads), 1),
-        "p99_ms": round(statistics.median(load.p99_ms for load in loads), 1),
-        "failed": sum(load.failed for load in loads),
-    }
+    with running.awake():
+        closed_loop(running.url, body, content_type, CONNECTIONS, max(1.0, seconds / 4))  # its memory is cold
+        return open_loop(running.url, body, content_type, rate, 2 * seconds)
 
 
 def _ratios(rows: dict[str, Row], work: Workload, bare: dict[Precision, list[float]]) -> dict[str, float]:

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -68,7 +69,16 @@ class Running:
         for process in self.family():
             process.suspend()
 
-    def go_on(self) -> None:
+    @contextlib.contextmanager
+    def awake(self) -> Iterator[None]:
+        """It runs again for so long."""
+        self._go_on()
+        try:
+            yield
+        finally:
+            self.pause()
+
+    def _go_on(self) -> None:
         for process in reversed(self.family()):
             process.resume()
 
@@ -89,7 +99,7 @@ class Running:
         return sum(process.memory_full_info().pss for process in self.family())
 
     def stop(self) -> None:
-        self.go_on()
+        self._go_on()
         family = self.family()
         self.process.send_signal(signal.SIGINT)
         with contextlib.suppress(subprocess.TimeoutExpired):

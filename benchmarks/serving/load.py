@@ -1,4 +1,8 @@
-"""Load: wrk as a closed loop for throughput, k6 as an open one for latency at a rate that is given."""
+"""Load: wrk as a closed loop for throughput, k6 as an open one for latency at a rate that is given.
+
+k6 costs several times what wrk does, and on a small machine it takes that from the server. So a share of a server's
+capacity is offered by k6 as a share of what k6 itself can get answered.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +16,7 @@ from pathlib import Path
 from benchmarks.serving.contestants import PEERS_BIN
 
 _LUA = Path(__file__).with_name("post.lua")
-_K6 = Path(__file__).with_name("open_loop.js")
+_K6 = Path(__file__).with_name("load.js")
 _UNITS = {"us": 1e-3, "ms": 1.0, "s": 1e3, "m": 60e3}
 
 
@@ -49,11 +53,20 @@ def read_wrk(said: str) -> Load:
 
 def open_loop(url: str, body: Path, content_type: str, rate: float, seconds: float) -> Load:
     """``rate`` requests a second, whether or not those before were answered: waiting shows."""
+    return _k6(url, body, content_type, seconds, {"RATE": str(max(1, round(10 * rate)))})
+
+
+def closed_loop_of_k6(url: str, body: Path, content_type: str, connections: int, seconds: float) -> Load:
+    """:func:`closed_loop`, by the generator of :func:`open_loop`: the highest rate that it can drive."""
+    return _k6(url, body, content_type, seconds, {"CONNECTIONS": str(connections)})
+
+
+def _k6(url: str, body: Path, content_type: str, seconds: float, scenario: dict[str, str]) -> Load:
     with tempfile.TemporaryDirectory() as folder:
         summary = Path(folder) / "summary.json"
         environment = {
             "URL": url, "BODY": str(body), "CONTENT_TYPE": content_type, "HOME": folder,
-            "RATE": str(max(1, round(10 * rate))), "SECONDS": str(max(1, round(seconds))),
+            "SECONDS": str(max(1, round(seconds))), **scenario,
         }  # fmt: skip
         command = [str(PEERS_BIN / "k6"), "run", "--quiet", "--summary-export", str(summary), str(_K6)]
         subprocess.run(command, env=environment, capture_output=True, check=True)  # noqa: S603
