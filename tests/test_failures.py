@@ -56,10 +56,10 @@ def test_a_service_that_was_held_goes_on_with_the_triton_that_it_had(models: Pat
         held = [server.process.pid, *server.descendants()]
         for pid in held:
             os.kill(pid, signal.SIGSTOP)
-        time.sleep(12)
+        time.sleep(9)
         for pid in held:
             os.kill(pid, signal.SIGCONT)
-        ends = time.monotonic() + 5
+        ends = time.monotonic() + 3
         while time.monotonic() < ends:
             assert httpx.post(url, content=digit_files[0], timeout=30).status_code == 200
         assert server.tritons() == [triton]

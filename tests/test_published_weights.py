@@ -50,15 +50,29 @@ def assert_equal_scores(program: torch.jit.ScriptModule, expected: Tensor, x: Te
     assert expected.std() > 1e-3  # or the comparison would prove nothing
 
 
-@pytest.mark.parametrize("arch", ARCHITECTURES)
-@pytest.mark.parametrize("size", [96, *(pytest.param(size, marks=pytest.mark.slow) for size in (224, 448))])
-def test_scores_equal_the_published_network(arch: str, size: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("arch", "size", "forms"),
+    [
+        ("tresnet_m", 96, ("authors", "timm")),
+        ("tresnet_l", 96, ("authors",)),
+        ("tresnet_xl", 96, ("timm",)),
+        ("tresnet_v2_l", 96, ("authors", "timm")),
+        *(
+            pytest.param(arch, size, ("authors", "timm"), marks=pytest.mark.slow)
+            for arch in ARCHITECTURES
+            for size in (224, 448)
+        ),
+    ],
+)
+def test_scores_equal_the_published_network(arch: str, size: int, forms: tuple[str, ...], tmp_path: Path) -> None:
     network = timm_network(arch, 37)
-    files = [tmp_path / "authors" / "w.pth", tmp_path / "timm" / "w.safetensors"]
+    files = [tmp_path / form / ("w.pth" if form == "authors" else "w.safetensors") for form in forms]
     for file in files:
         file.parent.mkdir()
-    torch.save({"model": {f"module.{k}": v for k, v in authors_form(network).items()}}, files[0])
-    safetensors.torch.save_file(network.state_dict(), files[1])
+        if file.suffix == ".pth":
+            torch.save({"model": {f"module.{k}": v for k, v in authors_form(network).items()}}, file)
+        else:
+            safetensors.torch.save_file(network.state_dict(), file)
     with ThreadPoolExecutor(2) as pool:
         exported = list(pool.map(lambda file: export(file, "classify", "--image-size", size), files))
     x = pictures(size)
