@@ -54,10 +54,9 @@ def draw_growth(content: dict[str, Any], path: Path) -> None:
     for workers in WORKERS:
         rows = [row for row in content["rows"] if row["workers"] == workers]
         x = [row["connections"] for row in rows]
-        left.plot(
-            x, [row["requests_per_s"] for row in rows], marker="o", label=f"{workers} worker{'s' * (workers > 1)}"
-        )
-        right.plot(x, [row["p99_ms"] for row in rows], marker="o", label=f"{workers} worker{'s' * (workers > 1)}")
+        label = "1 worker" if workers == 1 else f"{workers} workers"
+        left.plot(x, [row["requests_per_s"] for row in rows], marker="o", label=label)
+        right.plot(x, [row["p99_ms"] for row in rows], marker="o", label=label)
     left.set(title=f"requests/s, {content['cores']} cores", xlabel="connections", xscale="log", ylim=(0, None))
     right.set(title="p99, ms", xlabel="connections", xscale="log", yscale="log")
     left.legend()
