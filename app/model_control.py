@@ -18,10 +18,12 @@ import stat
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from google.protobuf import json_format, text_format
 from tritonclient import grpc as triton
@@ -130,9 +132,9 @@ def _entries(folder: Path) -> list[Path]:
         return []
 
 
-def _is_live(client: triton.InferenceServerClient) -> bool:
+def _says_yes(ask: Callable[..., Any], *what: str) -> bool:
     try:
-        return bool(client.is_server_live(client_timeout=_LIVE_TIMEOUT_S))
+        return bool(ask(*what, client_timeout=_LIVE_TIMEOUT_S))
     except InferenceServerException:
         return False
 
@@ -162,15 +164,15 @@ class ModelControl:
 
     @property
     def server_hangs(self) -> bool:
-        """Whether the server has not answered for so long that only a new start can help."""
-        return self._unanswered_s > self._hang_timeout_s
+        """Whether only a new start can help: the server has not answered for so long, or nobody is left to ask it."""
+        return self._unanswered_s > self._hang_timeout_s or not self._thread.is_alive()
 
     def _run(self) -> None:
         with triton.InferenceServerClient(self._address) as client:
             before: dict[str, OnDisk] | None = None
             looked_at = time.monotonic()
             while not self._stopping.wait(0.1 if before is None else _LOOK_EVERY_S):
-                is_live = _is_live(client)
+                is_live = _says_yes(client.is_server_live)
                 looked_before, looked_at = looked_at, time.monotonic()
                 if not is_live:
                     # Capped: while this process itself is held (a paused container), nobody could have answered it.
@@ -216,7 +218,7 @@ class ModelControl:
             if all(running[name, number] >= model.processes for number in good):
                 continue
             lived = time.monotonic() - model.revived_at
-            if lived < model.revival_pause_s or not self._is_ready(client, name):  # it was unloaded by hand
+            if lived < model.revival_pause_s or not _says_yes(client.is_model_ready, name):  # it was unloaded by hand
                 continue
             model.revival_pause_s = (
                 _FIRST_REVIVAL_S if lived > _CALM_S else min(_LONGEST_REVIVAL_S, 2 * model.revival_pause_s)
@@ -225,13 +227,6 @@ class ModelControl:
             model.revivals += 1
             model.revived_at = time.monotonic()
             model.call = self._pool.submit(self._load, client, name, model, told)
-
-    def _is_ready(self, client: triton.InferenceServerClient, name: str) -> bool:
-        """As Triton says."""
-        try:
-            return bool(client.is_model_ready(name, client_timeout=_LIVE_TIMEOUT_S))
-        except InferenceServerException:
-            return False
 
     def _unload(self, client: triton.InferenceServerClient, name: str) -> None:
         try:
