@@ -12,7 +12,8 @@ import base64
 import json
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -127,12 +128,19 @@ def _start_all(work: Workload, names: list[str], tell: Callable[[str], None]) ->
     return servers
 
 
-def _measure(running: Running, row: Row, work: Workload, seconds: float) -> None:
-    body, content_type = request_body(work, running.contestant)
+@contextmanager
+def _warm(running: Running, work: Workload, seconds: float) -> Iterator[tuple[str, Path, str]]:
+    """Its turn: it runs, and its memory is cold no more. URL, body and type of what it is asked."""
+    question = (running.url, *request_body(work, running.contestant))
     with running.awake():
-        closed_loop(running.url, body, content_type, CONNECTIONS, max(1.0, seconds / 4))
+        closed_loop(*question, CONNECTIONS, max(1.0, seconds / 4))
+        yield question
+
+
+def _measure(running: Running, row: Row, work: Workload, seconds: float) -> None:
+    with _warm(running, work, seconds) as question:
         before = running.cpu_seconds()
-        load = closed_loop(running.url, body, content_type, CONNECTIONS, seconds)
+        load = closed_loop(*question, CONNECTIONS, seconds)
         spent = running.cpu_seconds()
         row.peak_mib = max(row.peak_mib, round(running.resident_bytes() / 2**20, 1))
         time.sleep(0.3)  # what is still in flight ends
@@ -159,10 +167,8 @@ def _measure_latency(
     for turn in range(_LATENCY_ROUNDS):
         for name, running in servers.items():
             tell(f"({key}) {name}: capacity, round {turn + 1} of {_LATENCY_ROUNDS}")
-            body, content_type = request_body(work, running.contestant)
-            with running.awake():
-                load = closed_loop_of_k6(running.url, body, content_type, CONNECTIONS, seconds)
-            capacities[name].append(load.requests_per_s)
+            with _warm(running, work, seconds) as question:
+                capacities[name].append(closed_loop_of_k6(*question, CONNECTIONS, seconds).requests_per_s)
     shares = {name: SHARE_OF_CAPACITY * statistics.median(rates) for name, rates in capacities.items()}
     asked = [(name, rate, rows[name].at_70_percent) for name, rate in shares.items()]
     if OURS in rows and (peers := _peers(rows)):
@@ -171,7 +177,8 @@ def _measure_latency(
     for turn in range(_LATENCY_ROUNDS):
         for (name, rate, _), found in zip(asked, loads, strict=True):
             tell(f"({key}) {name}: latency at {rate:.0f} requests/s, round {turn + 1} of {_LATENCY_ROUNDS}")
-            found.append(_latency(servers[name], rate, work, seconds))
+            with _warm(servers[name], work, seconds) as question:
+                found.append(open_loop(*question, rate, 2 * seconds))
     for (_, rate, figures), found in zip(asked, loads, strict=True):
         figures |= {
             "requests_per_s": round(rate, 1),
@@ -179,13 +186,6 @@ def _measure_latency(
             "p99_ms": round(statistics.median(load.p99_ms for load in found), 1),
             "failed": sum(load.failed for load in found),
         }
-
-
-def _latency(running: Running, rate: float, work: Workload, seconds: float) -> Load:
-    body, content_type = request_body(work, running.contestant)
-    with running.awake():
-        closed_loop(running.url, body, content_type, CONNECTIONS, max(1.0, seconds / 4))  # its memory is cold
-        return open_loop(running.url, body, content_type, rate, 2 * seconds)
 
 
 def _ratios(rows: dict[str, Row], work: Workload, bare: dict[Precision, list[float]]) -> dict[str, float]:
