@@ -23,6 +23,7 @@ import torch
 from collector import Collector, collector
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
+from server_logs import pytest_runtest_makereport, pytest_runtest_setup, watch  # noqa: F401  (hooks of pytest)
 from sklearn.datasets import load_digits
 
 from training.pictures import encode_png
@@ -168,6 +169,7 @@ def start_server(folder: Path, *options: str, port: int | None = None, **setting
     port = port or free_port()
     environment = {key: value for key, value in os.environ.items() if not key.startswith("TRESNET_")}
     environment |= {f"TRESNET_{name.upper()}": str(value) for name, value in settings.items()}
+    watch(folder)
     with (folder / "serve.log").open("ab") as log:
         process = subprocess.Popen(
             [TRESNET, "serve", "--port", str(port), *options],
