@@ -127,7 +127,9 @@ class Settings(BaseSettings):
     drain_timeout_s: float = Field(30.0, ge=0, description="Time that requests in flight get to finish at a stop.")
     triton_poll_ms: int = Field(1000, ge=50, description="How often Triton's state is looked at.")
     triton_live_timeout_ms: int = Field(
-        1000, ge=50, description="A Triton that twice takes longer to say that it lives counts as away."
+        2500,
+        ge=50,
+        description="A Triton that twice takes longer to say that it lives counts as away, and its calls end with 503.",
     )
     triton_hang_timeout_s: float = Field(
         60.0, ge=1, description="The bundled Triton is killed and started again when it has not answered for so long."

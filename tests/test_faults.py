@@ -144,6 +144,20 @@ def test_stopped_triton(asking: Asking, server: Server) -> None:
     server.wait_ready(60)
 
 
+def test_a_triton_that_is_silent_for_a_moment_is_waited_for(asking: Asking, server: Server) -> None:
+    """As where a machine reads from a slow disk: to give it up would refuse everybody until all is learnt anew."""
+    asking.until(200)
+    [triton] = server.tritons()
+    with ThreadPoolExecutor(1) as held:
+        os.kill(triton, signal.SIGSTOP)
+        try:
+            statuses = held.submit(asking.many, 16)
+            time.sleep(3.5)
+        finally:
+            os.kill(triton, signal.SIGCONT)
+        assert set(statuses.result()) == {200}
+
+
 def test_file_descriptors_run_out(asking: Asking, gateway: Server, digit_files: list[bytes]) -> None:
     asking.until(200)
     pid = gateway.process.pid
