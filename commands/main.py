@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib import metadata
 from typing import Annotated
 
 import typer
@@ -20,6 +19,8 @@ from commands.train import train
 
 def _say_version(wanted: bool) -> None:
     if wanted:
+        from importlib import metadata
+
         typer.echo(f"tresnet {metadata.version('tresnet-serving')}")
         raise typer.Exit
 
