@@ -33,6 +33,8 @@ from tresnet.contract import ContractError, ModelContract, read_contract
 
 logger = logging.getLogger(__name__)
 
+_IN_FLIGHT = 2
+"""Batches at Triton, which may be several servers, that leave it no pause between two."""
 _FIRST_LOOK_S = 5.0
 _STARTING_POLL_MS = 250
 _FIRST_GOLDEN_S = 60.0
@@ -264,7 +266,7 @@ class ModelWatch:
         batcher: Batcher[Picture, Prediction] = Batcher(
             self._runner(contract),
             max_batch_size=contract.max_batch_size,
-            batches_in_flight=self._settings.batches_in_flight,
+            batches_in_flight=self._settings.batches_in_flight or _IN_FLIGHT,
             on_queue_change=self._metrics.queue_depth.inc,
             is_backlogged=lambda: self._decoder.is_backlogged,
         )

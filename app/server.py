@@ -30,6 +30,8 @@ from tresnet.errors import UserError
 
 _PR_SET_PDEATHSIG = 1
 _WORKER_HEALTHCHECK_S = 15
+_BUNDLED_IN_FLIGHT = 1
+"""Its dynamic batcher may leave a second batch lying for half a second (docs/decisions/0004-batch-when-busy.md)."""
 
 
 def run(settings: Settings) -> None:
@@ -104,7 +106,8 @@ def _bundled_triton(settings: Settings) -> Iterator[Settings]:
     )
     triton.start()
     try:
-        yield settings.model_copy(update={"triton_url": triton.url})
+        in_flight = settings.batches_in_flight or _BUNDLED_IN_FLIGHT
+        yield settings.model_copy(update={"triton_url": triton.url, "batches_in_flight": in_flight})
     finally:
         triton.stop()
 

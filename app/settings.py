@@ -113,7 +113,13 @@ class Settings(BaseSettings):
         description="Most memory for answers, in each worker: a picture that comes again, byte for byte, is answered "
         "from there while the same version serves; 0 keeps none.",
     )
-    batches_in_flight: int = Field(2, ge=1, le=64, description="Batches that Triton works on at once, for each model.")
+    batches_in_flight: int | None = Field(
+        None,
+        ge=1,
+        le=64,
+        description="Batches of a model that a worker has at Triton at once; by default one at the bundled Triton, "
+        "and two at any other.",
+    )
     request_timeout_ms: int = Field(
         30_000, ge=1, description="Deadline of a request, and the bound of the client's own."
     )
