@@ -31,7 +31,7 @@ from tresnet.errors import UserError
 _PR_SET_PDEATHSIG = 1
 _WORKER_HEALTHCHECK_S = 15
 _BUNDLED_IN_FLIGHT = 1
-"""Its dynamic batcher may leave a second batch lying for half a second (docs/decisions/0004-batch-when-busy.md)."""
+"""A second one would only wait there (docs/decisions/0004-batch-when-busy.md)."""
 
 
 def run(settings: Settings) -> None:

@@ -37,30 +37,24 @@ class TritonPythonModel:
             else:
                 self.program = torch.jit.load(str(version / "model.pt"), map_location=self.device).eval()
 
-    @torch.inference_mode()
     def execute(self, requests):  # type: ignore[no-untyped-def]
-        """One run of the program for all the requests that Triton's dynamic batching brought together."""
-        batches = [
-            torch.from_dlpack(pb_utils.get_input_tensor_by_name(request, self.input).to_dlpack())
-            for request in requests
-        ]
-        merged = batches[0] if len(batches) == 1 else torch.cat([batch.to(self.device) for batch in batches])
-        wanted = {name for request in requests for name in request.requested_output_names()}
-        results = {
-            name: result.cpu()
-            for name, result in zip(self.outputs, self.program(merged.to(self.device)), strict=True)
-            if name in wanted
-        }
-        responses, start = [], 0
-        for request, batch in zip(requests, batches, strict=True):
-            rows = slice(start, start + len(batch))
-            start += len(batch)
-            tensors = [
-                pb_utils.Tensor.from_dlpack(name, torch.to_dlpack(results[name][rows].contiguous()))
+        """Triton gives one request at a time: the gateway forms the batches, and the configuration has none merged."""
+        return [self.answer(request) for request in requests]
+
+    @torch.inference_mode()
+    def answer(self, request):  # type: ignore[no-untyped-def]
+        """One run of the program, unless the caller has left or its deadline has passed while the request waited."""
+        if request.is_cancelled():
+            gone = pb_utils.TritonError("nobody waits for this answer any more", pb_utils.TritonError.CANCELLED)
+            return pb_utils.InferenceResponse(error=gone)
+        pictures = torch.from_dlpack(pb_utils.get_input_tensor_by_name(request, self.input).to_dlpack())
+        results = dict(zip(self.outputs, self.program(pictures.to(self.device)), strict=True))
+        return pb_utils.InferenceResponse(
+            output_tensors=[
+                pb_utils.Tensor.from_dlpack(name, torch.to_dlpack(results[name].cpu().contiguous()))
                 for name in request.requested_output_names()
             ]
-            responses.append(pb_utils.InferenceResponse(output_tensors=tensors))
-        return responses
+        )
 
 
 def _is_bf16(config, version):

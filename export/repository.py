@@ -190,6 +190,7 @@ def _write_configs(model: Path, contract: ModelContract, form: Format, kind: int
     embedded.CopyFrom(config)
     embedded.platform = ""
     embedded.backend = "python"
+    embedded.ClearField("dynamic_batching")  # it can leave a batch lying: docs/decisions/0004-batch-when-busy.md
     del embedded.model_warmup[:]
     _add_warmup(embedded, contract, 1)
     if form == "torch_aoti":

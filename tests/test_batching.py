@@ -1,14 +1,10 @@
-"""How items are grouped for a model that does one batch at a time; the model is a clock here, but for the last test."""
+"""How items are grouped for a model that does one batch at a time; the model is a clock here."""
 
 from __future__ import annotations
 
 import asyncio
 import statistics
-import time
 from collections.abc import Sequence
-
-import httpx
-from conftest import Server
 
 from app.batching import Batcher
 
@@ -60,16 +56,3 @@ def test_nobody_waits_for_company_while_the_model_is_idle() -> None:
         return loop.time() - began
 
     assert asyncio.run(took()) < 5 * _RUN_S * 1.2
-
-
-def test_no_picture_of_a_form_is_left_lying_in_triton(server: Server, digit_files: list[bytes]) -> None:
-    """Its dynamic batcher forgets, one time in five, a batch that came while another ran: for half a second."""
-    form = [("image", digit) for digit in digit_files[:16]]
-
-    def seconds() -> float:
-        began = time.monotonic()
-        httpx.post(f"{server.url}/classify", files=form, timeout=30).raise_for_status()
-        time.sleep(0.05)
-        return time.monotonic() - began
-
-    assert sum(seconds() > 0.45 for _ in range(30)) <= 1

@@ -20,6 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PEERS_BIN = ROOT / ".venv" / "peers" / "bin"
 OURS = "ours"
 _STARTUP_S = 120
+_SETTLE_S = 10
 _PEERS = "benchmarks.serving.peers"
 
 
@@ -65,9 +66,22 @@ class Running:
             return []
 
     def pause(self) -> None:
-        """Nothing of it runs while another one is measured."""
+        """Nothing of it runs while another one is measured.
+
+        What is under way ends first: Triton may take a model that is stopped amid a run for one that has died.
+        """
+        self._settle()
         for process in self.family():
             process.suspend()
+
+    def _settle(self) -> None:
+        """Until it takes less than a fifth of a core, ten seconds at most."""
+        deadline = time.monotonic() + _SETTLE_S
+        while time.monotonic() < deadline:
+            before = sum(self.cpu_seconds().values())
+            time.sleep(0.5)
+            if sum(self.cpu_seconds().values()) - before < 0.1:
+                return
 
     @contextlib.contextmanager
     def awake(self) -> Iterator[None]:

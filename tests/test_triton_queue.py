@@ -1,0 +1,79 @@
+"""Batches that wait in the bundled Triton, asked directly: several gateways' batches meet there."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import grpc
+import numpy as np
+from conftest import Server
+from tritonclient.grpc import service_pb2 as pb
+from tritonclient.grpc import service_pb2_grpc
+
+from app.errors import DeadlineError
+from app.triton import TritonClient
+from tresnet.contract import ModelContract, read_contract
+
+_MODEL = "digits"
+
+
+@asynccontextmanager
+async def _asked(server: Server) -> AsyncIterator[tuple[TritonClient, ModelContract]]:
+    client = TritonClient(f"grpc://{server.triton_address()}", shared_memory=False)
+    await client.start()
+    try:
+        yield client, read_contract(await client.config(_MODEL), "1")
+    finally:
+        await client.close()
+
+
+async def _infer(client: TritonClient, contract: ModelContract, pictures: int, timeout_s: float = 60) -> float:
+    """Seconds until the answer to so many black pictures."""
+    loop, side = asyncio.get_running_loop(), contract.preprocessing.image_size
+    began = loop.time()
+    await client.infer(contract, [np.zeros((side, side, 3), np.uint8)] * pictures, timeout_s)
+    return loop.time() - began
+
+
+def _single_pictures_s(server: Server) -> float:
+    """Time that the model has spent on batches of one, as Triton counts it."""
+    with grpc.insecure_channel(server.triton_address()) as channel:
+        stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+        [model] = stub.ModelStatistics(pb.ModelStatisticsRequest(name=_MODEL)).model_stats
+    return sum(batches.compute_infer.ns for batches in model.batch_stats if batches.batch_size == 1) / 1e9
+
+
+def test_a_second_batch_is_not_left_lying(server: Server) -> None:
+    """Triton's dynamic batcher forgets, one time in five, a batch that came while another ran: for half a second."""
+
+    async def second_s() -> list[float]:
+        async with _asked(server) as (client, contract):
+            took = []
+            for turn in range(40):
+                first = asyncio.create_task(_infer(client, contract, 8))
+                await asyncio.sleep(0.004 + 0.0005 * turn)
+                took.append(await _infer(client, contract, 8))
+                await first
+            return took
+
+    assert sum(seconds > 0.4 for seconds in asyncio.run(second_s())) <= 1
+
+
+def test_what_expires_in_triton_is_not_computed(server: Server) -> None:
+    async def ask(singles: int, timeout_s: float) -> list[type]:
+        """So many single pictures behind a batch that takes longer than 20 ms."""
+        async with _asked(server) as (client, contract):
+            largest = asyncio.create_task(_infer(client, contract, contract.max_batch_size))
+            calls = [_infer(client, contract, 1, timeout_s) for _ in range(singles)]
+            outcomes = await asyncio.gather(*calls, return_exceptions=True)
+            await largest
+            await _infer(client, contract, 1)  # behind all of them
+        return [type(outcome) for outcome in outcomes]
+
+    begun = _single_pictures_s(server)
+    assert asyncio.run(ask(10, timeout_s=0.02)) == [DeadlineError] * 10
+    expired = _single_pictures_s(server)
+    assert asyncio.run(ask(10, timeout_s=60)) == [float] * 10
+    assert expired - begun < (_single_pictures_s(server) - expired) / 2
