@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 import torch
 from collector import Collector, collector
+from filelock import FileLock
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 from server_logs import pytest_runtest_makereport, pytest_runtest_setup, watch  # noqa: F401  (hooks of pytest)
@@ -204,12 +205,26 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 @pytest.fixture(scope="session")
-def models(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) -> Path:
-    """A folder with digits trained for real, shortly, and a tagger, exported by the command line."""
+def models(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config, worker_id: str) -> Path:
+    """A folder with digits trained for real, shortly, and a tagger, exported by the command line.
+
+    The processes that share the tests share the training, and each has a copy.
+    """
+    made = pytestconfig.getoption("models")
+    if made is None:
+        own = tmp_path_factory.getbasetemp()
+        made = (own if worker_id == "master" else own.parent) / "made"
+        with FileLock(f"{made}.lock"):
+            if not made.exists():
+                _make_models(made.with_name("making"))
+                made.with_name("making").rename(made)
     folder = tmp_path_factory.mktemp("models")
-    if (kept := pytestconfig.getoption("models")) is not None:
-        shutil.copytree(kept, folder, dirs_exist_ok=True)
-        return folder
+    shutil.copytree(made, folder, dirs_exist_ok=True)
+    return folder
+
+
+def _make_models(folder: Path) -> None:
+    folder.mkdir(exist_ok=True)
     trained = run_tresnet("train", "digits", "--epochs", 3, cwd=folder)
     assert trained.returncode == 0, trained.stderr
     random_checkpoint(folder / "tagger.pt", task="tag", labels=[f"tag {i}" for i in range(5)], size=40)
@@ -219,7 +234,6 @@ def models(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config
     ):
         exported = run_tresnet("export", *arguments, cwd=folder)
         assert exported.returncode == 0, exported.stderr
-    return folder
 
 
 @pytest.fixture(scope="session")

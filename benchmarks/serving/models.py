@@ -6,6 +6,7 @@ is measured is the serving around it.
 
 from __future__ import annotations
 
+import functools
 import shutil
 from pathlib import Path
 
@@ -16,7 +17,7 @@ import tresnet
 from benchmarks.timing import median_seconds
 from export.golden import golden_picture
 from export.program import DTYPES, Normalisation, ServingProgram
-from export.program_file import load_program, write_torchscript
+from export.program_file import FILES, load_program, write_torchscript
 from export.repository import publish
 from tresnet.contract import ModelContract, VersionFacts, labels_digest
 from tresnet.heads import linear_head
@@ -49,13 +50,14 @@ class OneConvolution(nn.Module):
         return self.head(embedding), embedding
 
 
+@functools.cache
 def build_model(
     kind: str, image_size: int, precision: Precision, repository: Path, max_batch_size: int = MAX_BATCH_SIZE
 ) -> Path:
-    """Publish ``kind`` (an architecture or ``one_convolution``) as ``bench`` in a new repository; returns model.pt."""
-    target = repository / "bench" / "1" / "model.pt"
-    if target.exists():
-        return target
+    """Publish ``kind`` (an architecture or ``one_convolution``) as ``bench`` in a new repository; returns model.pt.
+
+    Anew in each process: the last one may have had another export.
+    """
     shutil.rmtree(repository, ignore_errors=True)
     torch.manual_seed(0)
     network: nn.Module
@@ -85,8 +87,9 @@ def build_model(
             golden=golden_picture(program, how),
         ),
     )
-    publish(repository, contract, LABELS, lambda path: write_torchscript(program, path))
-    return target
+    return (
+        publish(repository, contract, LABELS, lambda path: write_torchscript(program, path)) / FILES["torchscript"].name
+    )
 
 
 def bare_images_per_s(
