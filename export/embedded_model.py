@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 import triton_python_backend_utils as pb_utils
+from packed_weights import pack_weights
 
 
 class TritonPythonModel:
@@ -34,8 +35,17 @@ class TritonPythonModel:
             index = -1 if self.device.index is None else self.device.index
             if (package := version / "model.pt2").exists():
                 self.program = torch._inductor.aoti_load_package(str(package), device_index=index)
-            else:
-                self.program = torch.jit.load(str(version / "model.pt"), map_location=self.device).eval()
+                return
+            self.program = torch.jit.load(str(version / "model.pt"), map_location=self.device).eval()
+            if self.device.type == "cpu":
+                self.pack(image_size=config["input"][0]["dims"][0], max_batch_size=config["max_batch_size"])
+
+    def pack(self, image_size: int, max_batch_size: int) -> None:
+        with torch.inference_mode():
+            try:
+                self.program = pack_weights(self.program, image_size, max_batch_size)
+            except (AttributeError, RuntimeError) as error:
+                pb_utils.Logger.log_warn(f"weights stay as they are, which costs some milliseconds a run: {error}")
 
     def execute(self, requests):  # type: ignore[no-untyped-def]
         """Triton gives one request at a time: the gateway forms the batches, and the configuration has none merged."""

@@ -35,7 +35,7 @@ from tresnet.errors import UserError
 from tresnet.folders import made
 
 EMBEDDED_NAME = "embedded"
-_EMBEDDED_MODEL = Path(__file__).with_name("embedded_model.py")
+_EMBEDDED_FILES = {"embedded_model.py": "model.py", "packed_weights.py": "packed_weights.py"}
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 _MAX_QUEUE_US = 60_000_000
 """A request that has waited so long in Triton is dropped; the gateway's own deadlines are shorter."""
@@ -147,7 +147,8 @@ def publish(
             version = staging / contract.version if is_new else staging
             version.mkdir(exist_ok=True)
             write_program(version / FILES[form].name)
-            shutil.copyfile(_EMBEDDED_MODEL, version / "model.py")
+            for source, name in _EMBEDDED_FILES.items():
+                shutil.copyfile(Path(__file__).with_name(source), version / name)
             if contract.facts.card is not None:
                 (version / CARD_FILE).write_text(contract.facts.card, encoding="utf-8")
             _open_to_readers(staging)
