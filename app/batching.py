@@ -5,7 +5,7 @@ next batch is whatever has queued meanwhile, up to ``max_batch_size``: batches g
 themselves, and there is no delay to tune. The stage before counts too: while items that are announced
 (:meth:`Batcher.expect`) wait there for their turn, the load is more than it can take, an item's own wait is decided
 there, and a small batch would only make it longer; so a batch is held for a moment until it has some company. So is
-one that would only wait behind another: those whom the last batch answered are about to ask again.
+one that would follow upon another at once: those whom the last batch answered are about to ask again.
 Items whose caller has left or whose deadline has passed are dropped when a batch is formed, before they cost anything.
 """
 
@@ -25,6 +25,10 @@ _COMPANY = 8
 _LONGEST_HOLD_S = 0.02
 _FOLLOWER_HOLD = 0.25
 """Share of a run that a batch waits for company, from the end of the last run, while another one runs."""
+_ARRIVING_HOLD = 0.5
+"""The same share while none runs, as long as items are announced."""
+_RETURNING_HOLD = 0.1
+"""The same share while none runs, until as many have come as the last run answered."""
 _SMOOTHING = 0.2
 
 Item = TypeVar("Item")
@@ -63,6 +67,8 @@ class Batcher(Generic[Item, Result]):
         self._pump_is_due = False
         self._run_s = 0.0  # what a run takes, without its wait behind the one before
         self._last_end = 0.0
+        self._answered = 0  # by the last run
+        self._returned = 0  # items since then
 
     @contextmanager
     def expect(self) -> Iterator[None]:
@@ -84,6 +90,7 @@ class Batcher(Generic[Item, Result]):
         loop = asyncio.get_running_loop()
         waiting: _Waiting[Item, Result] = _Waiting(item, deadline, loop.time(), loop.create_future())
         self._queue[waiting] = None
+        self._returned += 1
         self._on_queue_change(1)
         self._schedule_pump()
         try:
@@ -130,10 +137,20 @@ class Batcher(Generic[Item, Result]):
         """Until when what has queued is worth holding."""
         if len(self._queue) >= self._max_batch_size:
             return 0.0
-        until = self._last_end + _FOLLOWER_HOLD * self._run_s if self._running else 0.0
+        until = self._last_end + self._hold_after_a_run()
         if self._expected and len(self._queue) < _COMPANY and self._is_backlogged():
             until = max(until, next(iter(self._queue)).queued_at + _LONGEST_HOLD_S)
         return until
+
+    def _hold_after_a_run(self) -> float:
+        """Seconds."""
+        if self._running:
+            return _FOLLOWER_HOLD * self._run_s
+        if self._expected:
+            return min(_ARRIVING_HOLD * self._run_s, _LONGEST_HOLD_S)
+        if self._returned < self._answered:
+            return min(_RETURNING_HOLD * self._run_s, _LONGEST_HOLD_S)
+        return 0.0
 
     def _next_batch(self) -> list[_Waiting[Item, Result]]:
         now = asyncio.get_running_loop().time()
@@ -162,6 +179,7 @@ class Batcher(Generic[Item, Result]):
             ended = loop.time()
             self._run_s += _SMOOTHING * (ended - max(started, self._last_end) - self._run_s)
             self._last_end = ended
+            self._answered, self._returned = len(batch), 0
             self._free += 1
             self._running.discard(asyncio.current_task())
             self._schedule_pump()

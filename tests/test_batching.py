@@ -6,6 +6,8 @@ import asyncio
 import statistics
 from collections.abc import Sequence
 
+import pytest
+
 from app.batching import Batcher
 
 _RUN_S = 0.1
@@ -46,13 +48,26 @@ def test_who_was_just_answered_joins_the_next_batch() -> None:
     assert statistics.mean(asyncio.run(sizes())[6:-4]) > 7
 
 
-def test_nobody_waits_for_company_while_the_model_is_idle() -> None:
+def test_all_who_ask_again_at_once_make_one_batch() -> None:
+    """With one batch at a time, 16 would make two groups of eight that wait for each other."""
+
+    async def sizes() -> list[int]:
+        model = _Model()
+        batcher = Batcher[int, int](model, max_batch_size=32, batches_in_flight=1)
+        await asyncio.gather(*(_ask(batcher, 12, 0.002, _RUN_S * client / 16) for client in range(16)))
+        return model.sizes
+
+    assert statistics.mean(asyncio.run(sizes())[6:-4]) > 14
+
+
+@pytest.mark.parametrize("batches_in_flight", [1, 2])
+def test_nobody_waits_for_company_while_the_model_is_idle(batches_in_flight: int) -> None:
     async def took() -> float:
-        batcher = Batcher[int, int](_Model(), max_batch_size=32, batches_in_flight=2)
+        batcher = Batcher[int, int](_Model(), max_batch_size=32, batches_in_flight=batches_in_flight)
         await _ask(batcher, 3, 0)
         loop = asyncio.get_running_loop()
         began = loop.time()
         await _ask(batcher, 5, 0)
         return loop.time() - began
 
-    assert asyncio.run(took()) < 5 * _RUN_S * 1.2
+    assert min(asyncio.run(took()) for _ in range(3)) < 5 * _RUN_S * 1.08  # a busy machine is slow now and then
