@@ -1,4 +1,4 @@
-"""Batch when busy, never wait. Knows only an async callable; nothing of pictures, models or Triton.
+"""Batch when busy, wait next to never. Knows only an async callable; nothing of pictures, models or Triton.
 
 An item leaves at once while fewer than ``batches_in_flight`` batches run. While all run, items queue, and the
 next batch is whatever has queued meanwhile, up to ``max_batch_size``: batches grow with the load by
@@ -25,10 +25,10 @@ _COMPANY = 8
 _LONGEST_HOLD_S = 0.02
 _FOLLOWER_HOLD = 0.25
 """Share of a run that a batch waits for company, from the end of the last run, while another one runs."""
-_ARRIVING_HOLD = 0.5
-"""The same share while none runs, as long as items are announced."""
 _RETURNING_HOLD = 0.1
 """The same share while none runs, until as many have come as the last run answered."""
+_ARRIVING_HOLD = 0.5
+"""The same share while none runs, for those of them who are announced."""
 _SMOOTHING = 0.2
 
 Item = TypeVar("Item")
@@ -146,11 +146,10 @@ class Batcher(Generic[Item, Result]):
         """Seconds."""
         if self._running:
             return _FOLLOWER_HOLD * self._run_s
-        if self._expected:
-            return min(_ARRIVING_HOLD * self._run_s, _LONGEST_HOLD_S)
-        if self._returned < self._answered:
-            return min(_RETURNING_HOLD * self._run_s, _LONGEST_HOLD_S)
-        return 0.0
+        if self._returned >= self._answered:
+            return 0.0
+        share = _ARRIVING_HOLD if self._expected else _RETURNING_HOLD
+        return min(share * self._run_s, _LONGEST_HOLD_S)
 
     def _next_batch(self) -> list[_Waiting[Item, Result]]:
         now = asyncio.get_running_loop().time()

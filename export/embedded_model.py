@@ -11,7 +11,6 @@ from pathlib import Path
 
 import torch
 import triton_python_backend_utils as pb_utils
-from packed_weights import pack_weights
 
 
 class TritonPythonModel:
@@ -43,8 +42,10 @@ class TritonPythonModel:
     def pack(self, image_size: int, max_batch_size: int) -> None:
         with torch.inference_mode():
             try:
+                from packed_weights import pack_weights
+
                 self.program = pack_weights(self.program, image_size, max_batch_size)
-            except (AttributeError, RuntimeError) as error:
+            except Exception as error:  # it serves as well without
                 pb_utils.Logger.log_warn(f"weights stay as they are, which costs some milliseconds a run: {error}")
 
     def execute(self, requests):  # type: ignore[no-untyped-def]

@@ -224,7 +224,8 @@ def models(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config
 
 
 def _make_models(folder: Path) -> None:
-    folder.mkdir(exist_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)  # of one who failed
+    folder.mkdir()
     trained = run_tresnet("train", "digits", "--epochs", 3, cwd=folder)
     assert trained.returncode == 0, trained.stderr
     random_checkpoint(folder / "tagger.pt", task="tag", labels=[f"tag {i}" for i in range(5)], size=40)

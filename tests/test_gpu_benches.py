@@ -135,7 +135,12 @@ def test_a_program_compiled_ahead_of_time_serves_the_same_scores(
     done = run_tresnet(*export, "--format", "torch_aoti", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     folder = tmp_path / "model_repository" / "digits"
-    assert sorted(path.name for path in (folder / "1").iterdir()) == ["model.pt2", "model.py", "model_card.md"]
+    assert sorted(path.name for path in (folder / "1").iterdir()) == [
+        "model.pt2",
+        "model.py",
+        "model_card.md",
+        "packed_weights.py",
+    ]
     assert [version.fault for version in read_repository(tmp_path / "model_repository")] == [None]
     config = text_format.Parse((folder / "config.pbtxt").read_text(), pb.ModelConfig())
     assert (config.platform, config.backend) == ("torch_aoti", "pytorch")
