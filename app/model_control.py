@@ -41,7 +41,7 @@ _INDEX_TIMEOUT_S = 30.0
 _LOAD_TIMEOUT_S = 600.0
 _FIRST_RETRY_S = 30.0
 _AFTER_A_FAILURE_S = 0.5
-"""Triton still takes down what it had loaded beside a broken version; told to load meanwhile, it crashed once."""
+"""Triton crashed once when told to load at once after a failed load; perhaps it was still taking that one down."""
 _LONGEST_RETRY_S = 1800.0
 _FIRST_REVIVAL_S = 2.0
 _LONGEST_REVIVAL_S = 60.0
