@@ -63,6 +63,7 @@ def run(settings: Settings) -> None:
             server_header=False,
             ssl_certfile=settings.tls_certificate,
             ssl_keyfile=settings.tls_key,
+            timeout_keep_alive=settings.keep_alive_s,
             timeout_graceful_shutdown=int(settings.drain_timeout_s),
             timeout_worker_healthcheck=_WORKER_HEALTHCHECK_S,
         )

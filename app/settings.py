@@ -124,6 +124,12 @@ class Settings(BaseSettings):
         30_000, ge=1, description="Deadline of a request, and the bound of the client's own."
     )
     body_timeout_ms: int = Field(30_000, ge=1, description="Time that a client has to send its body.")
+    keep_alive_s: int = Field(
+        75,
+        ge=1,
+        description="Time for which an idle connection is kept: longer than clients and balancers keep theirs, so that "
+        "none of them asks on one that is just being closed.",
+    )
     drain_delay_s: float = Field(
         0.5, ge=0, description="Time from a stop in which requests are still served while /readyz says 503."
     )

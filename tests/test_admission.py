@@ -20,6 +20,7 @@ from conftest import Server, running_server, until
 
 from app.admission import Admission
 from app.errors import OverloadError
+from app.settings import Settings
 
 JSON = {"Content-Type": "application/json"}
 MULTIPART = {"Content-Type": "multipart/form-data; boundary=b"}
@@ -37,6 +38,7 @@ def small_server(models: Path) -> Iterator[Server]:
         max_queue_images=MAX_QUEUE,
         max_images=8,
         body_timeout_ms=3000,
+        keep_alive_s=2,
         overload_status=429,
         triton_poll_ms=60_000,  # a Triton that stands still in a test is not to be noticed meanwhile
     ) as running:
@@ -176,6 +178,17 @@ def test_a_dribbled_head_and_an_endless_one_are_cut_off(small_server: Server) ->
         client.sendall(b"GET / HTTP/1.1\r\nX-Long: ")
         for _ in range(1000):
             client.sendall(b"x" * 65536)
+
+
+def test_an_idle_connection_is_kept_for_longer_than_those_who_use_it_do(small_server: Server) -> None:
+    host, port = small_server.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=30) as client:
+        client.sendall(f"GET /livez HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
+        assert client.recv(1000).startswith(b"HTTP/1.1 200")
+        answered = time.monotonic()
+        assert client.recv(1) == b""
+        assert 1.5 < time.monotonic() - answered < 15
+    assert Settings().keep_alive_s > 60  # the balancers' default; at httpx's 5 s a request met a closing connection
 
 
 @pytest.mark.parametrize(

@@ -63,19 +63,19 @@ def _signal(server: BundledTriton, number: signal.Signals) -> int:
     return pid
 
 
-async def _ask_at_rate(url: str, picture: bytes, hands: asyncio.Task[float]) -> list[tuple[float, int]]:
+async def _ask_at_rate(url: str, picture: bytes, hands: asyncio.Task[float]) -> list[tuple[float, int | str]]:
     """Requests at a fixed rate, however slowly they are answered, until the hands are done.
 
-    Each one's start on the loop's clock, and its status: 0 for no answer.
+    Each one's start on the loop's clock, and its status, or why there is none.
     """
     loop = asyncio.get_running_loop()
 
-    async def one(client: httpx.AsyncClient) -> tuple[float, int]:
+    async def one(client: httpx.AsyncClient) -> tuple[float, int | str]:
         started = loop.time()
         try:
             return started, (await client.post(url, content=picture, timeout=180)).status_code
-        except httpx.HTTPError:
-            return started, 0
+        except httpx.HTTPError as error:
+            return started, repr(error)
 
     async with httpx.AsyncClient(limits=httpx.Limits(max_connections=None)) as client:
         began, calls = loop.time(), []
@@ -103,7 +103,7 @@ def test_one_of_two_tritons_is_killed_and_the_other_stopped_in_traffic(
         await asyncio.to_thread(until, lambda: _has_answered(second), "the gateway asks the stopped Triton again")
         return killed
 
-    async def traffic() -> tuple[float, list[tuple[float, int]]]:
+    async def traffic() -> tuple[float, list[tuple[float, int | str]]]:
         hands = asyncio.create_task(kill_and_stop())
         answers = await _ask_at_rate(f"{server.url}/classify", digit_files[0], hands)
         return await hands, answers
