@@ -37,6 +37,8 @@ _STEADY_AFTER_S = 30.0
 _STOP_TIMEOUT_S = 20.0
 _TAIL_BYTES = 16_384
 _MODEL_START_TIMEOUT_S = 180
+_LOAD_RETRIES = 1
+"""So that a version that fails is the last to be done with (docs/decisions/0010-reload-by-explicit-control.md)."""
 
 
 def default_home() -> Path:
@@ -167,6 +169,7 @@ class BundledTriton:
             "--disable-auto-complete-config",
             "--exit-on-error=false",
             "--model-control-mode=explicit",
+            f"--model-load-retry-count={_LOAD_RETRIES}",
             f"--backend-config=python,stub-timeout-seconds={_MODEL_START_TIMEOUT_S}",
             f"--backend-config=python,shm-region-prefix-name={self._shared_memory_prefix}",
             "--allow-http=false",

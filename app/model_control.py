@@ -40,8 +40,6 @@ _LIVE_TIMEOUT_S = 5.0
 _INDEX_TIMEOUT_S = 30.0
 _LOAD_TIMEOUT_S = 600.0
 _FIRST_RETRY_S = 30.0
-_AFTER_A_FAILURE_S = 0.5
-"""Triton crashed once when told to load at once after a failed load; perhaps it was still taking that one down."""
 _LONGEST_RETRY_S = 1800.0
 _FIRST_REVIVAL_S = 2.0
 _LONGEST_REVIVAL_S = 60.0
@@ -250,7 +248,6 @@ class ModelControl:
                 broken = self._failed(client, name, good)
                 logger.error("model %r version %s cannot be loaded: %s", name, broken or good, reason)
                 model.broken |= {number: found.versions[number] for number in broken or good}
-                self._stopping.wait(_AFTER_A_FAILURE_S)
             else:
                 logger.info("model %r: loaded %s in %.1f s", name, good, time.monotonic() - started)
                 with suppress(InferenceServerException):  # the load itself is done

@@ -21,6 +21,13 @@ from tritonclient.grpc import model_config_pb2 as pb
 
 from tresnet.contract import VersionFacts
 
+_STUMBLE = """
+mark = Path("{}")
+if not mark.exists():
+    mark.touch()
+    raise RuntimeError("no memory, this once")
+"""
+
 
 class Traffic:
     """Clients that ask without a pause; which version answered, and everything that was not right."""
@@ -205,12 +212,15 @@ def test_models_come_and_go(server: Server, models: Path, digit_files: list[byte
         models = httpx.get(f"{of.url}/models", timeout=60).json()["models"]
         return [model["name"] for model in models if model["is_default"]]
 
-    def publish(name: str, program: bytes | None = None) -> None:
+    def publish(name: str, program: bytes | None = None, *, stumbles: bool = False) -> None:
         shutil.copytree(repository / "tagger", repository / ".aside")
         for path in (repository / ".aside").rglob("*.pbtxt"):
             path.write_text(path.read_text().replace('name: "tagger"', f'name: "{name}"'))
         if program is not None:
             (repository / ".aside" / "1" / "model.pt").write_bytes(program)
+        if stumbles:
+            with (repository / ".aside" / "1" / "model.py").open("a") as code:
+                code.write(_STUMBLE.format(tmp_path / "stumbled"))
         (repository / ".aside").rename(repository / name)
 
     with gateway(server, tmp_path, default_models="digits, elsewhere, bad, late") as preferring:
@@ -220,8 +230,12 @@ def test_models_come_and_go(server: Server, models: Path, digit_files: list[byte
             assert asked(server.url, model="bad") == (503, "model_not_ready")
             for each in (server, preferring):
                 assert asked(each.url) == (200, "tagger"), "it takes nothing out of service"
-            publish("late")
+            publish("late", stumbles=True)
             until(lambda: asked(server.url, model="late") == (200, "late"), "a new model is served")
+            assert (tmp_path / "stumbled").exists()
+            log = (server.folder / "serve.log").read_text()
+            assert "model 'bad' version [1] cannot be loaded" in log
+            assert "model 'late' version [1] cannot be loaded" not in log, "it is tried a second time at once"
             assert asked(server.url) == (422, "model_required")
             until(lambda: asked(preferring.url) == (200, "late"), "a default is asked by those who name none")
             assert (defaults(server), defaults(preferring)) == (["digits"], ["digits", "late"])
