@@ -38,7 +38,7 @@ _STOP_TIMEOUT_S = 20.0
 _TAIL_BYTES = 16_384
 _MODEL_START_TIMEOUT_S = 180
 _LOAD_RETRIES = 1
-"""So that a version that fails is the last to be done with (docs/decisions/0010-reload-by-explicit-control.md)."""
+"""So that what fails is, as a rule, done last (docs/decisions/0010-reload-by-explicit-control.md)."""
 
 
 def default_home() -> Path:

@@ -71,7 +71,7 @@ class Draining:
 
 
 class CloseConnections:
-    """While draining, every answer is its connection's last: none is open and idle when the server closes them."""
+    """While draining, every answer is its connection's last; those that idle all the while are closed with the port."""
 
     def __init__(self, app: ASGIApp, draining: Draining) -> None:
         self._app = app

@@ -241,10 +241,10 @@ class ModelControl:
         while good := sorted(found.versions.keys() - model.broken.keys()):
             try:
                 self._tell(client, name, good, model)
-            except (InferenceServerException, text_format.ParseError, OSError, UnicodeError) as error:
+            except (InferenceServerException, text_format.ParseError, OSError, ValueError) as error:
                 if self._stopping.is_set():
                     return
-                reason = str(error).splitlines()[0][:300]
+                reason = (str(error) or repr(error)).splitlines()[0][:300]
                 broken = self._failed(client, name, good)
                 logger.error("model %r version %s cannot be loaded: %s", name, broken or good, reason)
                 model.broken |= {number: found.versions[number] for number in broken or good}

@@ -1,6 +1,7 @@
 """HTTP/1.1 by uvicorn and httptools, with a bound on a request's head: its bytes, and the time it may take.
 
-Bodies are bounded where they are read; before a head is whole, no application is asked.
+Bodies are bounded where they are read; before a head is whole, no application is asked. A stop does not wait for idle
+clients.
 """
 
 from __future__ import annotations
@@ -50,6 +51,12 @@ class BoundedHeadProtocol(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         self._in_head, self._head_bytes = True, 0
         super().on_message_complete()
+
+    def shutdown(self) -> None:
+        """Close what is idle without a farewell: under TLS an idle client's own would be waited for, for 30 s."""
+        super().shutdown()
+        if self.transport.is_closing() and not self.transport.get_write_buffer_size():
+            self.transport.abort()
 
     def _stop_timer(self) -> None:
         if self._head_timer is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
+import resource
 import signal
 import ssl
 import tempfile
@@ -29,6 +30,7 @@ from app.tracing import create_tracing, triton_trace_options
 from tresnet.errors import UserError
 
 _PR_SET_PDEATHSIG = 1
+_MOST_DESCRIPTORS = 2**16
 _WORKER_HEALTHCHECK_S = 15
 _BUNDLED_IN_FLIGHT = 1
 """A second one would only wait there (docs/decisions/0004-batch-when-busy.md)."""
@@ -43,6 +45,7 @@ def run(settings: Settings) -> None:
     configure_logging(settings.log_format, settings.log_level)
     _check_files(settings)
     check_port(settings, "give another one by --port")
+    _allow_descriptors()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # whenever it comes, what was started is stopped
     with suppress(KeyboardInterrupt), ExitStack() as stack:
         if settings.triton_url is None:
@@ -92,6 +95,13 @@ def build_app(settings: Settings, parent: int) -> FastAPI:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)  # no worker outlives a parent that was killed
     keep_freed_memory()
     return create_app(settings)
+
+
+def _allow_descriptors() -> None:
+    """Each connection takes one, and the usual limit of 1,024 is meant for programs that call select(2)."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    allowed = _MOST_DESCRIPTORS if most == resource.RLIM_INFINITY else min(most, _MOST_DESCRIPTORS)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, most))
 
 
 @contextmanager

@@ -125,10 +125,10 @@ class Settings(BaseSettings):
     )
     body_timeout_ms: int = Field(30_000, ge=1, description="Time that a client has to send its body.")
     keep_alive_s: int = Field(
-        75,
+        125,
         ge=1,
-        description="Time for which an idle connection is kept: longer than clients and balancers keep theirs, so that "
-        "none of them asks on one that is just being closed.",
+        description="Time for which an idle connection is kept. Longer than clients and balancers keep theirs, so that "
+        "none of them asks on one that is just being closed: httpx 5 s, nginx and ALB 60 s, Go 90 s, Caddy 120 s.",
     )
     drain_delay_s: float = Field(
         0.5, ge=0, description="Time from a stop in which requests are still served while /readyz says 503."

@@ -149,9 +149,12 @@ def test_tls_by_flags(tmp_path: Path) -> None:
         until(is_up)
         with pytest.raises(httpx.ConnectError, match="certificate"):
             httpx.get(f"{url}/livez")
+        with httpx.Client(verify=trusted) as idle:  # does not hold up a stop
+            assert idle.get(f"{url}/livez").status_code == 200
+            gateway.process.send_signal(signal.SIGINT)
+            assert gateway.process.wait(20) == 0
     finally:
-        gateway.process.send_signal(signal.SIGINT)
-        gateway.process.wait(40)
+        gateway.process.kill()
 
 
 @pytest.mark.parametrize(

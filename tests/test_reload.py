@@ -22,7 +22,7 @@ from tritonclient.grpc import model_config_pb2 as pb
 from tresnet.contract import VersionFacts
 
 _STUMBLE = """
-mark = Path("{}")
+mark = Path(f"{}-{{os.getppid()}}")
 if not mark.exists():
     mark.touch()
     raise RuntimeError("no memory, this once")
@@ -179,6 +179,16 @@ def test_versions_come_fail_and_go_under_traffic(own: Server, models: Path, digi
 
         shutil.rmtree(model / "2")
         until(lambda: traffic.ask()[0] == "1", "removing the version's folder rolls back")
+
+        def logged(what: str) -> int:
+            return (own.folder / "serve.log").read_text().count(what)
+
+        loads = logged("model 'digits': loaded [1]")
+        (model / str(2**63)).mkdir()  # a number that Triton dies of
+        until(lambda: logged("cannot be loaded: Value out of range"), "a folder that is no version is told")
+        assert traffic.ask()[0] == "1"
+        (model / str(2**63)).rmdir()
+        until(lambda: logged("model 'digits': loaded [1]") > loads, "its removal is noticed")
     assert not traffic.wrong, traffic.wrong[:3]
     assert metric(own, 'tresnet_model_info{arch="tresnet_m",model="digits"') == 1
 
@@ -232,7 +242,8 @@ def test_models_come_and_go(server: Server, models: Path, digit_files: list[byte
                 assert asked(each.url) == (200, "tagger"), "it takes nothing out of service"
             publish("late", stumbles=True)
             until(lambda: asked(server.url, model="late") == (200, "late"), "a new model is served")
-            assert (tmp_path / "stumbled").exists()
+            [of_server] = server.tritons()
+            assert (tmp_path / f"stumbled-{of_server}").exists()
             log = (server.folder / "serve.log").read_text()
             assert "model 'bad' version [1] cannot be loaded" in log
             assert "model 'late' version [1] cannot be loaded" not in log, "it is tried a second time at once"
