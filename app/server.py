@@ -30,7 +30,7 @@ from app.tracing import create_tracing, triton_trace_options
 from tresnet.errors import UserError
 
 _PR_SET_PDEATHSIG = 1
-_MOST_DESCRIPTORS = 2**16
+_ENOUGH_DESCRIPTORS = 2**16
 _WORKER_HEALTHCHECK_S = 15
 _BUNDLED_IN_FLIGHT = 1
 """A second one would only wait there (docs/decisions/0004-batch-when-busy.md)."""
@@ -99,9 +99,8 @@ def build_app(settings: Settings, parent: int) -> FastAPI:
 
 def _allow_descriptors() -> None:
     """Each connection takes one, and the usual limit of 1,024 is meant for programs that call select(2)."""
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    allowed = _MOST_DESCRIPTORS if most == resource.RLIM_INFINITY else min(most, _MOST_DESCRIPTORS)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, most))
+    allowed, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(allowed, min(most, _ENOUGH_DESCRIPTORS)), most))
 
 
 @contextmanager

@@ -196,7 +196,7 @@ def test_an_idle_connection_is_kept_for_as_long_as_the_setting_says(small_server
 
 def test_connections_are_not_bounded_by_the_usual_limit_on_descriptors(small_server: Server) -> None:
     allowed, most = resource.prlimit(small_server.process.pid, resource.RLIMIT_NOFILE)
-    assert allowed == min(most, 2**16)
+    assert allowed >= min(most, 2**16)
 
 
 @pytest.mark.parametrize(
