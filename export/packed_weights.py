@@ -8,6 +8,7 @@ loads the program.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -22,43 +23,80 @@ _ACTIVATIONS = {
 _SCORE_TOLERANCE = 0.02
 """bf16 is rounded once less when an activation is computed with its convolution."""
 _SMALL = 8
-"""Batches up to here may want their weights in another form than all larger ones."""
+"""Batches up to here are asked one by one which weights they want; larger ones want what the largest wants."""
 
 
-def pack_weights(program: torch.jit.ScriptModule, image_size: int, max_batch_size: int) -> torch.jit.ScriptModule:
+class PackedProgram:
+    """``programs[n - 1]`` for a batch of ``n`` pictures, and the last one for all that are larger."""
+
+    def __init__(self, programs: Sequence[torch.jit.ScriptModule]) -> None:
+        self.programs = programs
+
+    def __call__(self, pictures: Tensor) -> tuple[Tensor, ...]:
+        results: tuple[Tensor, ...] = self.programs[min(len(pictures), len(self.programs)) - 1](pictures)
+        return results
+
+
+def pack_weights(program: torch.jit.ScriptModule, image_size: int, max_batch_size: int) -> PackedProgram:
     """``program`` for batches of 1 to ``max_batch_size`` ``uint8 [N, S, S, 3]`` pictures, with the same results.
 
-    Every convolution whose weights oneDNN wants alike for each of these batches gets them so, together with the
-    activation behind it.
+    Every convolution gets its weights as oneDNN wants them for that size of batch, together with the activation behind
+    it. Sizes that want the same share a program, and programs share the weights that they want alike.
 
     Raises:
         RuntimeError: where PyTorch cannot do it, or scores come out otherwise; ``program`` is as it was.
     """
+
+    def some(count: int) -> Tensor:
+        return torch.randint(0, 256, (count, image_size, image_size, 3), dtype=torch.uint8)
+
+    sizes = sorted({*range(1, min(max_batch_size, _SMALL) + 1), max_batch_size})
+    graph = torch.jit.freeze(program).graph
+    shapes = _input_shapes(graph, some(1))
+    convolutions = graph.findAllNodes("aten::conv2d")
+    wanted = [_wanted_weights(*each, sizes) for each in zip(convolutions, shapes, strict=True)]
+    made: dict[tuple[int, ...], torch.jit.ScriptModule] = {}
+    programs = []
+    for batch_size, weights in zip(sizes, zip(*wanted, strict=True), strict=True):
+        key = tuple(map(id, weights))
+        if key not in made:
+            made[key] = _with_weights(program, weights)
+            _check(made[key], program, some(min(batch_size, _SMALL)))
+        programs.append(made[key])
+    return PackedProgram(programs)
+
+
+def _wanted_weights(convolution: Any, input_shape: torch.Size, sizes: list[int]) -> list[Tensor | None]:
+    """The weights for each of these sizes of batch, one tensor for those that want the same; None: as they are."""
+    weight, _, stride, padding, dilation, groups = [value.toIValue() for value in list(convolution.inputs())[1:]]
+    if weight is None or groups != 1:
+        return [None] * len(sizes)
+    forms: dict[bytes, Tensor] = {}
+    wanted: list[Tensor | None] = []
+    for batch_size in sizes:
+        packed = torch.ops.mkldnn._reorder_convolution_weight(
+            weight, padding, stride, dilation, groups, [batch_size, *input_shape[1:]]
+        )
+        form = bytes(torch.ops.mkldnn._get_mkldnn_serialized_md(packed).numpy())
+        wanted.append(forms.setdefault(form, packed))
+    if len(sizes) > _SMALL and wanted[-1] is not wanted[-2]:
+        wanted[-1] = None  # of the sizes between the two nothing is known
+    return wanted
+
+
+def _with_weights(program: torch.jit.ScriptModule, weights: Sequence[Tensor | None]) -> torch.jit.ScriptModule:
     packed_program: torch.jit.ScriptModule = torch.jit.freeze(program)
     graph: Any = packed_program.graph
-    convolutions = graph.findAllNodes("aten::conv2d")
-    pictures = torch.zeros(1, image_size, image_size, 3, dtype=torch.uint8)
-    for convolution, shape in zip(convolutions, _input_shapes(graph, pictures), strict=True):
-        weight, _, stride, padding, dilation, groups = [value.toIValue() for value in list(convolution.inputs())[1:]]
-        if weight is None or groups != 1:
-            continue
-        blocks = {}
-        for batch_size in {*range(1, min(max_batch_size, _SMALL) + 1), max_batch_size}:
-            packed = torch.ops.mkldnn._reorder_convolution_weight(
-                weight, padding, stride, dilation, groups, [batch_size, *shape[1:]]
-            )
-            blocks[bytes(torch.ops.mkldnn._get_mkldnn_serialized_md(packed).numpy())] = packed
-        if len(blocks) == 1:
+    for convolution, packed in zip(graph.findAllNodes("aten::conv2d"), weights, strict=True):
+        if packed is not None:
             _replace(graph, convolution, packed)
     torch._C._jit_pass_dce(graph)
     graph.lint()
-    _check(packed_program, program, image_size)
     return packed_program
 
 
-def _check(packed_program: torch.jit.ScriptModule, program: torch.jit.ScriptModule, image_size: int) -> None:
+def _check(packed_program: torch.jit.ScriptModule, program: torch.jit.ScriptModule, pictures: Tensor) -> None:
     """What this CPU cannot do after all, it says now. Three runs: TorchScript rewrites a program in the first two."""
-    pictures = torch.randint(0, 256, (2, image_size, image_size, 3), dtype=torch.uint8)
     scores = program(pictures)[0]
     for _ in range(3):
         if not torch.allclose(packed_program(pictures)[0], scores, rtol=0, atol=_SCORE_TOLERANCE):

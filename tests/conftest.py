@@ -75,6 +75,9 @@ class Server:
     process: subprocess.Popen[bytes]
     folder: Path
 
+    def log(self) -> str:
+        return (self.folder / "serve.log").read_text()
+
     def children(self) -> list[int]:
         """The processes that the gateway started: its Triton, and its workers if it has several."""
         return [pid for pid in _processes() if _parent(pid) == self.process.pid]
@@ -116,9 +119,9 @@ class Server:
                     return time.monotonic() - started
             except httpx.HTTPError:
                 pass
-            assert self.process.poll() is None, (self.folder / "serve.log").read_text()
+            assert self.process.poll() is None, self.log()
             time.sleep(0.1)
-        raise AssertionError(f"not ready in {seconds} s: {(self.folder / 'serve.log').read_text()[-3000:]}")
+        raise AssertionError(f"not ready in {seconds} s: {self.log()[-3000:]}")
 
 
 def _processes() -> list[int]:
@@ -252,9 +255,6 @@ class Guarded(Server):
     keys_file: Path
     triton_metrics_url: str
     collector: Collector
-
-    def log(self) -> str:
-        return (self.folder / "serve.log").read_text()
 
 
 @pytest.fixture(scope="session")

@@ -7,8 +7,9 @@ import warnings
 import pytest
 import torch
 from conftest import random_checkpoint, run_tresnet
+from torch import Tensor, nn
 
-from export.packed_weights import pack_weights
+from export.packed_weights import PackedProgram, pack_weights
 
 _SIZE, _MAX_BATCH_SIZE = 40, 8
 
@@ -29,10 +30,10 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.jit.Sc
     return programs
 
 
-def _packed(program: torch.jit.ScriptModule) -> torch.jit.ScriptModule:
+def _packed(program: torch.jit.ScriptModule, size: int = _SIZE, max_batch_size: int = _MAX_BATCH_SIZE) -> PackedProgram:
     with warnings.catch_warnings(), torch.inference_mode():
         warnings.simplefilter("ignore", DeprecationWarning)
-        return pack_weights(program, _SIZE, _MAX_BATCH_SIZE)
+        return pack_weights(program, size, max_batch_size)
 
 
 def _kinds(program: torch.jit.ScriptModule) -> list[str]:
@@ -56,7 +57,34 @@ def test_packed_weights_change_no_answer(
 
 
 def test_convolutions_are_packed_with_their_activations(programs: dict[str, torch.jit.ScriptModule]) -> None:
-    before, after = _kinds(programs["fp32"]), _kinds(_packed(programs["fp32"]))
-    assert after.count("mkldnn::_convolution_pointwise") > 10  # how many are worth it is for the CPU to say
+    before, after = _kinds(programs["fp32"]), _kinds(_packed(programs["fp32"]).programs[0])
+    assert after.count("mkldnn::_convolution_pointwise") == before.count("aten::conv2d") - 3  # the blur's three stay
     activations = ("aten::relu_", "aten::leaky_relu")
     assert sum(map(after.count, activations)) < sum(map(before.count, activations))
+
+
+class _Widening(nn.Module):
+    """One convolution, of a shape for which some CPUs want other weights for one picture than for more."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convolution = nn.Conv2d(256, 1024, 1)
+
+    def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
+        wide = pictures.permute(0, 3, 1, 2).to(torch.float32).div(255).repeat(1, 86, 1, 1)[:, :256]
+        features = torch.relu(self.convolution(wide.contiguous(memory_format=torch.channels_last)))
+        return features.mean([2, 3]), features
+
+
+@pytest.mark.parametrize("max_batch_size", [1, 5, 8, 32])
+def test_each_size_of_batch_gets_the_weights_that_it_wants(max_batch_size: int) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        program = torch.jit.script(_Widening().eval().requires_grad_(False))
+    packed = _packed(program, 14, max_batch_size)
+    for batch_size in {1, 2, 3, max_batch_size - 1, max_batch_size} & set(range(1, max_batch_size + 1)):
+        pictures = torch.randint(0, 256, (batch_size, 14, 14, 3), dtype=torch.uint8)
+        with torch.inference_mode():
+            torch.testing.assert_close(packed(pictures)[1], program(pictures)[1], atol=1e-4, rtol=0)
+    assert len(packed.programs) == min(max_batch_size, 9)
+    assert all("aten::conv2d" not in _kinds(each) for each in packed.programs[:8])

@@ -102,9 +102,7 @@ def own(models: Path, tmp_path: Path) -> Iterator[Server]:
     server = start_server(tmp_path)
     try:
         until(lambda: not_ready(server) == "the model repository is empty", "an empty repository is told as such")
-        assert (
-            "model_repository holds no model; `tresnet export` puts one there" in (tmp_path / "serve.log").read_text()
-        )
+        assert "model_repository holds no model; `tresnet export` puts one there" in server.log()
         shutil.copytree(models / "model_repository" / "digits", tmp_path / "model_repository" / ".aside")
         (tmp_path / "model_repository" / ".aside").rename(tmp_path / "model_repository" / "digits")
         server.wait_ready(100)
@@ -181,7 +179,7 @@ def test_versions_come_fail_and_go_under_traffic(own: Server, models: Path, digi
         until(lambda: traffic.ask()[0] == "1", "removing the version's folder rolls back")
 
         def logged(what: str) -> int:
-            return (own.folder / "serve.log").read_text().count(what)
+            return own.log().count(what)
 
         loads = logged("model 'digits': loaded [1]")
         (model / str(2**63)).mkdir()  # a number that Triton dies of
@@ -244,7 +242,7 @@ def test_models_come_and_go(server: Server, models: Path, digit_files: list[byte
             until(lambda: asked(server.url, model="late") == (200, "late"), "a new model is served")
             [of_server] = server.tritons()
             assert (tmp_path / f"stumbled-{of_server}").exists()
-            log = (server.folder / "serve.log").read_text()
+            log = server.log()
             assert "model 'bad' version [1] cannot be loaded" in log
             assert "model 'late' version [1] cannot be loaded" not in log, "it is tried a second time at once"
             assert asked(server.url) == (422, "model_required")
@@ -257,7 +255,7 @@ def test_models_come_and_go(server: Server, models: Path, digit_files: list[byte
                 assert asked(preferring.url) == (503, "model_not_ready"), "a model that nobody chose steps in"
                 client.load_model("late")
             until(lambda: asked(preferring.url) == (200, "late"), "the default is back")
-            assert 'does not hold: elsewhere"' in (tmp_path / "serve.log").read_text()
+            assert 'does not hold: elsewhere"' in preferring.log()
         finally:
             for name in ("late", "bad"):
                 shutil.rmtree(repository / name, ignore_errors=True)

@@ -112,11 +112,10 @@ def test_one_of_two_tritons_is_killed_and_the_other_stopped_in_traffic(
         server.wait_ready(60)
         killed, answers = asyncio.run(traffic())
         failed = [(round(started - killed, 2), status) for started, status in answers if status != 200]
-        log = (server.folder / "serve.log").read_text()
         # Of those that were under way at the kill, or asked in the second after it, some may.
         assert all(-1 < after < 1 for after, _ in failed), (
             failed,
-            [line for line in log.splitlines() if '"status":503' in line or "WARN" in line][:20],
+            [line for line in server.log().splitlines() if '"status":503' in line or "WARN" in line][:20],
         )
         assert {status for _, status in failed} <= {503}
         assert httpx.get(f"{server.url}/readyz").status_code == 200

@@ -100,6 +100,7 @@ def compare(
     return {
         "workload": {"key": key, **asdict(work), "connections": CONNECTIONS, "max_batch_size": MAX_BATCH_SIZE},
         "bare_model_images_per_s": {key: round(statistics.median(rates), 1) for key, rates in bare.items()},
+        "bare_model_by_round": {key: [round(rate, 2) for rate in rates] for key, rates in bare.items()},
         "rows": [asdict(row) for row in rows.values()],
         "ratios": _ratios(rows, work, bare),
     }
