@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
+import re
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
-from starlette.datastructures import UploadFile
+from python_multipart.multipart import parse_options_header
+from starlette.datastructures import Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect, Request
 
@@ -18,6 +20,7 @@ from app.errors import DeadlineError, RequestError, ServiceError
 from app.settings import Settings
 
 _MAX_JSON_ITEMS = 100_000
+_BOUNDARY = re.compile(rb'[^\x00-\x1f"\\\x7f-\xff]{1,200}')
 """Most commas and brackets in a JSON body: each may become an object of some hundred bytes."""
 _CURL_TYPE = "application/x-www-form-urlencoded"
 _RAW_TYPES = {"", "application/octet-stream", _CURL_TYPE}
@@ -123,7 +126,7 @@ async def _from_multipart(request: Request, data: bytes, settings: Settings) -> 
         yield data
 
     parser = MultiPartParser(
-        request.headers,
+        _multipart_headers(request),
         stream(),  # type: ignore[arg-type]
         max_files=4 * settings.max_images,
         max_fields=100,
@@ -150,6 +153,15 @@ async def _from_multipart(request: Request, data: bytes, settings: Settings) -> 
     finally:
         await form.close()
     return Body([ImageInput(str(index), content) for index, content in enumerate(contents)])
+
+
+def _multipart_headers(request: Request) -> Headers:
+    """The boundary alone: a charset would choose the codec for fields, and some take hours for a few megabytes."""
+    _, options = parse_options_header(request.headers["content-type"])
+    boundary = options.get(b"boundary", b"")
+    if not _BOUNDARY.fullmatch(boundary):
+        raise _malformed("the multipart body cannot be read: its media type has no boundary, or an odd one")
+    return Headers({"content-type": f'multipart/form-data; boundary="{boundary.decode()}"'})
 
 
 def _from_json(data: bytes, settings: Settings) -> Body:

@@ -101,7 +101,10 @@ class Decoder:
         job = _Job(data, how, asyncio.get_running_loop().create_future())
         self._waiting.append(job)
         self._dispatch()
-        return await job.answer
+        try:
+            return await job.answer
+        finally:
+            job.data = b""  # of one who has left, nobody counts it any more
 
     def _dispatch(self) -> None:
         while self._idle and self._waiting:

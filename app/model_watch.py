@@ -241,16 +241,17 @@ class ModelWatch:
             watched.failures = 0
             watched.due_s = loop.time() + self._settings.golden_check_s
             self._catalogue.failed.pop(key, None)
-        except ServiceError as error:
-            if isinstance(error, UnavailableError):  # nothing is said of the version; the next look will see
-                watched.due_s = loop.time() + _STARTING_POLL_MS / 1000
-            elif self._watched.get(key) is watched:
+        except UnavailableError:  # nothing is said of the version; the next look will see
+            watched.due_s = loop.time() + _STARTING_POLL_MS / 1000
+        except Exception as error:  # whatever it is, this version alone is out
+            if self._watched.get(key) is watched:
+                detail = error.detail if isinstance(error, ServiceError) else repr(error)
                 pause_s = _LEARN_AGAIN_S[min(watched.failures, len(_LEARN_AGAIN_S) - 1)]
                 watched.failures += 1
                 watched.due_s = loop.time() + pause_s
                 self._catalogue.live.pop(key, None)
-                self._catalogue.failed[key] = error.detail
-                logger.warning("model %r version %s is out: %s", *key, error.detail)
+                self._catalogue.failed[key] = detail
+                logger.warning("model %r version %s is out: %s", *key, detail)
         finally:
             watched.task = None
             self._wake.set()
@@ -314,9 +315,10 @@ class ModelWatch:
             try:
                 return await call
             except asyncio.CancelledError:
-                if not self._catalogue.triton_is_up:  # it was this watch that cancelled the call
-                    raise _away() from None
-                raise
+                current = asyncio.current_task()
+                if current is not None and current.cancelling():
+                    raise
+                raise _away() from None  # the call alone was cancelled, because Triton is lost
 
     def _suspect(self, key: Key, error: ServiceError) -> None:
         """A call failed: draw the consequence at once rather than at the next look."""

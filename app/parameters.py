@@ -10,6 +10,9 @@ from starlette.datastructures import QueryParams
 
 from app.errors import RequestError
 
+LONGEST_SHOWN = 60
+"""Characters of a name that somebody made up."""
+
 Score = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
@@ -66,13 +69,15 @@ def read_parameters(kind: type[P], query: QueryParams, body: dict[str, Any]) -> 
     for key in query:
         values = query.getlist(key)
         given[key] = values if key in ("include_labels", "exclude_labels") and len(values) > 1 else values[-1]
+    given |= body
+    if unknown := next((name for name in given if name not in kind.model_fields), None):
+        shown = unknown[:LONGEST_SHOWN]
+        nearest = difflib.get_close_matches(shown, kind.model_fields, 1)
+        hint = f"did you mean {nearest[0]!r}?" if nearest else f"known are {', '.join(kind.model_fields)}"
+        raise RequestError(422, "bad_parameter", f"unknown parameter {shown!r}; {hint}")
     try:
-        return kind.model_validate({**given, **body})
+        return kind.model_validate(given)
     except ValidationError as error:
         fault = error.errors()[0]
         name = ".".join(str(part) for part in fault["loc"])
-        if fault["type"] == "extra_forbidden":
-            nearest = difflib.get_close_matches(name, kind.model_fields, 1)
-            hint = f"did you mean {nearest[0]!r}?" if nearest else f"known are {', '.join(kind.model_fields)}"
-            raise RequestError(422, "bad_parameter", f"unknown parameter {name!r}; {hint}") from error
         raise RequestError(422, "bad_parameter", f"{name}: {fault['msg']}") from error

@@ -17,7 +17,7 @@ from app.decoder import Decoder
 from app.errors import DeadlineError, RequestError, ServiceError, UnavailableError
 from app.keys import KeyRing
 from app.metrics import Metrics
-from app.parameters import ClassifyParameters, Parameters, TagParameters
+from app.parameters import LONGEST_SHOWN, ClassifyParameters, Parameters, TagParameters
 from app.record import RequestRecord
 from app.settings import Settings
 from app.tracing import Tracing
@@ -164,7 +164,8 @@ def check_parameters(model: ServedModel, parameters: Parameters) -> None:
     named = [*(parameters.include_labels or []), *(parameters.exclude_labels or [])]
     unknown = sorted(set(named) - set(model.labels)) if named else []
     if unknown:
-        raise RequestError(422, "bad_parameter", f"model {model.contract.name!r} has no label {', '.join(unknown[:5])}")
+        shown = ", ".join(label[:LONGEST_SHOWN] for label in unknown[:5])
+        raise RequestError(422, "bad_parameter", f"model {model.contract.name!r} has no label {shown}")
 
 
 def read_scores(model: ServedModel, prediction: Prediction, parameters: Parameters) -> dict[str, Any]:
@@ -198,7 +199,8 @@ def _tags(
     model: ServedModel, scores: np.ndarray[Any, np.dtype[np.float32]], parameters: TagParameters
 ) -> list[dict[str, Any]]:
     thresholds = model.thresholds if parameters.threshold is None else [parameters.threshold] * len(scores)
-    included, excluded = parameters.include_labels, set(parameters.exclude_labels or [])
+    included = None if parameters.include_labels is None else set(parameters.include_labels)
+    excluded = set(parameters.exclude_labels or [])
     tags = [
         {"label": model.labels[i], "label_id": int(i), "score": _shown(scores[i]), "threshold": _shown(thresholds[i])}
         for i in np.argsort(-scores, kind="stable")

@@ -1,6 +1,7 @@
 """HTTP/1.1 by uvicorn and httptools, with a bound on a request's head: its bytes, and the time it may take.
 
-Bodies are bounded where they are read; before a head is whole, no application is asked. A stop does not wait for idle
+Bodies are bounded where they are read; before a head is whole, no application is asked. A client that reads nothing of
+its answer is as idle as one that asks nothing, and no connection is kept for either. A stop does not wait for idle
 clients.
 """
 
@@ -23,6 +24,7 @@ class BoundedHeadProtocol(HttpToolsProtocol):
         self._head_bytes = 0
         self._in_head = True
         self._head_timer: asyncio.TimerHandle | None = None
+        self._unread_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -30,6 +32,7 @@ class BoundedHeadProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timer()
+        self._stop_unread_timer()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -57,6 +60,32 @@ class BoundedHeadProtocol(HttpToolsProtocol):
         super().shutdown()
         if self.transport.is_closing() and not self.transport.get_write_buffer_size():
             self.transport.abort()
+
+    def timeout_keep_alive_handler(self) -> None:
+        super().timeout_keep_alive_handler()
+        if self.transport.get_write_buffer_size():  # which a close would wait for
+            self.transport.abort()
+
+    def pause_writing(self) -> None:
+        """The answer is more than the network takes at once."""
+        super().pause_writing()
+        self._watch_reading(before=None)
+
+    def resume_writing(self) -> None:
+        self._stop_unread_timer()
+        super().resume_writing()
+
+    def _watch_reading(self, before: int | None) -> None:
+        unread = self.transport.get_write_buffer_size()
+        if before is not None and unread >= before:
+            self.transport.abort()
+        else:
+            self._unread_timer = self.loop.call_later(self.timeout_keep_alive, self._watch_reading, unread)
+
+    def _stop_unread_timer(self) -> None:
+        if self._unread_timer is not None:
+            self._unread_timer.cancel()
+            self._unread_timer = None
 
     def _stop_timer(self) -> None:
         if self._head_timer is not None:

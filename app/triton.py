@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -55,6 +56,7 @@ _CHANNEL = [
 ]
 _CONTROL_TIMEOUT_S = 5.0
 _LABELS_TIMEOUT_S = 60.0
+_REGION_IS_UNKNOWN = re.compile(r"nable to find (\w+ )?shared memory region")
 _ROUNDING = 1e-5
 """By how much a sum of float32 scores may pass 1."""
 
@@ -160,7 +162,7 @@ class TritonClient:
             raise _translate(error) from error
         labels = [""] * contract.num_labels
         for entry in deserialize_bytes_tensor(answer.raw_output_contents[0]):
-            _, index, *label = entry.decode("utf-8").split(":", 2)
+            _, index, *label = entry.decode("utf-8", errors="replace").split(":", 2)
             labels[int(index)] = label[0] if label else ""
         return labels
 
@@ -221,7 +223,7 @@ class TritonClient:
             try:
                 return await self._started.ModelInfer(request, timeout=timeout_s, metadata=metadata)
             except grpc.RpcError as error:
-                if "shared memory" not in (error.details() or ""):
+                if not _REGION_IS_UNKNOWN.search(error.details() or ""):
                     raise
                 self._regions.forget()  # a restarted Triton has
                 region = None

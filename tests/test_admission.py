@@ -194,6 +194,35 @@ def test_an_idle_connection_is_kept_for_as_long_as_the_setting_says(small_server
     assert default > 120, "the longest that a common proxy keeps its own (Caddy)"
 
 
+def test_a_client_that_reads_nothing_of_its_answers_is_let_go(small_server: Server) -> None:
+    host, port = small_server.url.removeprefix("http://").split(":")
+
+    def descriptors() -> int:
+        return len(list(Path(f"/proc/{small_server.process.pid}/fd").iterdir()))
+
+    before = descriptors()
+    with socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.connect((host, int(port)))
+        client.sendall(500 * b"GET /openapi.json HTTP/1.1\r\nHost: a\r\n\r\n")
+        until(lambda: descriptors() > before, "it is connected", seconds=5)
+        until(lambda: descriptors() <= before, "the connection is ended", seconds=40)
+    assert httpx.get(f"{small_server.url}/readyz").status_code == 200
+
+
+def test_what_a_request_names_costs_no_more_than_its_bytes(small_server: Server) -> None:
+    started = time.monotonic()
+    name = "a" * (MAX_BODY - 100)
+    many = httpx.post(f"{small_server.url}/classify", json={"images": [{"b64": ""}], "parameters": {name: 1}})
+    assert (many.status_code, many.json()["code"], len(many.text) < 500) == (422, "bad_parameter", True)
+    field = b'--b\r\nContent-Disposition: form-data; name="a"\r\n\r\n' + b"A" * (MAX_BODY - 200) + b"\r\n--b--\r\n"
+    for charset in ("charset=punycode", "charset*=utf-8''punycode"):  # a codec that takes half a minute for it
+        headers = {"Content-Type": f"multipart/form-data; boundary=b; {charset}"}
+        answer = httpx.post(f"{small_server.url}/classify", content=field, headers=headers, timeout=120)
+        assert (answer.status_code, answer.json()["code"]) == (400, "missing_image")
+    assert time.monotonic() - started < 5
+
+
 def test_connections_are_not_bounded_by_the_usual_limit_on_descriptors(small_server: Server) -> None:
     allowed, most = resource.prlimit(small_server.process.pid, resource.RLIMIT_NOFILE)
     assert allowed >= min(most, 2**16)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -14,6 +16,10 @@ import httpx
 import pytest
 from conftest import Server, command, is_running, running_server, start_server, until
 from PIL import Image
+
+from app.decoder import Decoder
+from app.settings import Settings
+from tresnet.picture import Preprocessing
 
 
 def decoders(server: Server) -> list[int]:
@@ -75,3 +81,16 @@ def test_decoders_do_not_outlive_a_killed_gateway(models: Path) -> None:
     server.process.kill()
     server.process.wait()
     until(lambda: not any(is_running(pid) for pid in orphans))
+
+
+def test_a_picture_whose_client_has_left_is_not_kept() -> None:
+    data = bytes(1000)
+    decoder = Decoder(Settings())  # which is not started: every picture waits
+
+    async def leave() -> None:
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(decoder(data, Preprocessing(image_size=32)), 0.01)
+
+    before = sys.getrefcount(data)
+    asyncio.run(leave())
+    assert sys.getrefcount(data) == before

@@ -167,7 +167,7 @@ def test_versions_come_fail_and_go_under_traffic(own: Server, models: Path, digi
         assert metric(own, count) == 0
 
         labels = (model / "labels.txt").read_text()
-        (model / "labels.txt").write_text("\n".join(reversed(labels.split())) + "\n")
+        (model / "labels.txt").write_bytes("\n".join(["\xe9", *labels.split()[1:]]).encode("latin-1"))
         add_facts(model, "5", lambda facts: facts)
         copy_version(model, "2", "5")
         until(lambda: "labels" in failed(own).get("5", ""), "other labels are told")
