@@ -63,6 +63,10 @@ def test_convolutions_are_packed_with_their_activations(programs: dict[str, torc
     assert sum(map(after.count, activations)) < sum(map(before.count, activations))
 
 
+def _form(weight: Tensor) -> bytes:
+    return bytes(torch.ops.mkldnn._get_mkldnn_serialized_md(weight).numpy())
+
+
 class _Widening(nn.Module):
     """One convolution, of a shape for which some CPUs want other weights for one picture than for more."""
 
@@ -87,4 +91,10 @@ def test_each_size_of_batch_gets_the_weights_that_it_wants(max_batch_size: int) 
         with torch.inference_mode():
             torch.testing.assert_close(packed(pictures)[1], program(pictures)[1], atol=1e-4, rtol=0)
     assert len(packed.programs) == min(max_batch_size, 9)
-    assert all("aten::conv2d" not in _kinds(each) for each in packed.programs[:8])
+    for batch_size, own in enumerate(packed.programs[:8], start=1):
+        assert "aten::conv2d" not in _kinds(own)
+        [weight] = own.graph.findAllNodes("prim::ConstantMKLDNNTensor")
+        wanted = torch.ops.mkldnn._reorder_convolution_weight(
+            program.convolution.weight, [0, 0], [1, 1], [1, 1], 1, [batch_size, 256, 14, 14]
+        )
+        assert _form(weight.t("value")) == _form(wanted)
