@@ -133,8 +133,7 @@ def _add_answer_routes(app: FastAPI, gateway: Gateway, draining: Draining, fetch
             parameters = read_parameters(kind, request.query_params, body.parameters)
             async with cancelled_if_client_leaves(request):
                 if body.urls:
-                    body = await fetcher.fill(body, deadline, record)
-                    take(body.held_bytes)
+                    body = await fetcher.fill(body, deadline, record, take)
                 try:
                     found = await answer(gateway, task, body, parameters, deadline=deadline, record=record)
                 except RequestError as error:

@@ -114,14 +114,14 @@ class Fetcher:
         if self._pool is not None:
             await self._pool.aclose()
 
-    async def fill(self, body: Body, deadline: float, record: RequestRecord) -> Body:
+    async def fill(self, body: Body, deadline: float, record: RequestRecord, take: Callable[[int], None]) -> Body:
         """The body with its URLs' pictures, or the reason in a picture's place. All together are bounded as a body is.
 
-        Where no host is allowed, the reason stands there already.
+        ``take`` is told of bytes as they come. Where no host is allowed, the reason stands there already.
         """
         if self._pool is None or not body.urls:
             return body
-        budget = _Budget(self._max_bytes)
+        budget = _Budget(self._max_bytes, take)
         started = time.perf_counter()
         found = await asyncio.gather(*(self._one(self._pool, url, budget, deadline) for url in body.urls.values()))
         record.times.fetch = time.perf_counter() - started
@@ -140,7 +140,7 @@ class Fetcher:
             failure = error
         except TimeoutError:
             failure = DeadlineError()
-        except (httpcore.NetworkError, httpcore.ProtocolError, httpcore.TimeoutException):
+        except (httpcore.NetworkError, httpcore.ProtocolError, httpcore.TimeoutException, OSError):  # OSError: TLS's
             failure = _unreachable("the host cannot be reached, or does not speak HTTP")
         else:
             self._metrics.url_fetches.labels("ok").inc()
@@ -187,15 +187,16 @@ class Fetcher:
 def _joined(url: str, location: str) -> str:
     try:
         return str(httpx.URL(url).join(location))
-    except httpx.InvalidURL:
+    except (httpx.InvalidURL, ValueError):
         raise _not_allowed("it is no URL") from None
 
 
 class _Budget:
     """How many bytes the pictures of one request may still take; one that fails gives back what it took."""
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, take: Callable[[int], None]) -> None:
         self._size = size
+        self._take = take
         self._left = size
 
     async def read(self, response: httpcore.Response) -> bytes:
@@ -212,6 +213,7 @@ class _Budget:
             async for chunk in response.aiter_stream():
                 if len(chunk) > self._left:
                     raise self._too_large
+                self._take(len(chunk))
                 self._left -= len(chunk)
                 chunks.append(chunk)
         except BaseException:

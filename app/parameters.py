@@ -65,18 +65,18 @@ def read_parameters(kind: type[P], query: QueryParams, body: dict[str, Any]) -> 
     Raises:
         RequestError: 422 ``bad_parameter``, naming the parameter.
     """
-    given: dict[str, Any] = {}
-    for key in query:
-        values = query.getlist(key)
-        given[key] = values if key in ("include_labels", "exclude_labels") and len(values) > 1 else values[-1]
-    given |= body
-    if unknown := next((name for name in given if name not in kind.model_fields), None):
+    unknown = next((name for name in (*query, *body) if name not in kind.model_fields), None)
+    if unknown is not None:
         shown = unknown[:LONGEST_SHOWN]
         nearest = difflib.get_close_matches(shown, kind.model_fields, 1)
         hint = f"did you mean {nearest[0]!r}?" if nearest else f"known are {', '.join(kind.model_fields)}"
         raise RequestError(422, "bad_parameter", f"unknown parameter {shown!r}; {hint}")
+    given: dict[str, Any] = {}
+    for key in query:
+        values = query.getlist(key)
+        given[key] = values if key in ("include_labels", "exclude_labels") and len(values) > 1 else values[-1]
     try:
-        return kind.model_validate(given)
+        return kind.model_validate({**given, **body})
     except ValidationError as error:
         fault = error.errors()[0]
         name = ".".join(str(part) for part in fault["loc"])

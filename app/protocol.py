@@ -1,6 +1,6 @@
 """HTTP/1.1 by uvicorn and httptools, with a bound on a request's head: its bytes, and the time it may take.
 
-Bodies are bounded where they are read; before a head is whole, no application is asked. A client that reads nothing of
+Bodies are bounded where they are read; before a head is whole, no application is asked. A client that hardly reads
 its answer is as idle as one that asks nothing, and no connection is kept for either. A stop does not wait for idle
 clients.
 """
@@ -76,8 +76,9 @@ class BoundedHeadProtocol(HttpToolsProtocol):
         super().resume_writing()
 
     def _watch_reading(self, before: int | None) -> None:
+        """End the connection unless half of what waited ``before`` has been read by now."""
         unread = self.transport.get_write_buffer_size()
-        if before is not None and unread >= before:
+        if before is not None and unread > before // 2:
             self.transport.abort()
         else:
             self._unread_timer = self.loop.call_later(self.timeout_keep_alive, self._watch_reading, unread)

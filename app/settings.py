@@ -127,8 +127,9 @@ class Settings(BaseSettings):
     keep_alive_s: int = Field(
         125,
         ge=1,
-        description="Time for which an idle connection is kept. Longer than clients and balancers keep theirs, so that "
-        "none of them asks on one that is just being closed: httpx 5 s, nginx and ALB 60 s, Go 90 s, Caddy 120 s.",
+        description="Time for which an idle connection is kept, and in which a client has to read half of the answer "
+        "that waits for it. Longer than clients and balancers keep theirs, so that none of them asks on one that is "
+        "just being closed: httpx 5 s, nginx and ALB 60 s, Go 90 s, Caddy 120 s.",
     )
     drain_delay_s: float = Field(
         0.5, ge=0, description="Time from a stop in which requests are still served while /readyz says 503."

@@ -174,7 +174,7 @@ def _refusal(reply: Reply) -> ProblemError:
     try:
         document = json.loads(reply.body)
         problem = Problem(reply.status, document["code"], document["detail"])
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         if reply.status not in RETRIED:
             raise NotAGatewayError(f"what answers is no gateway of this kind: status {reply.status}") from error
         problem = Problem(reply.status, "unavailable", f"status {reply.status}")
@@ -191,14 +191,14 @@ def _seconds(retry_after: str) -> float | None:
         return float(retry_after)
     try:
         return max(0.0, parsedate_to_datetime(retry_after).timestamp() - time.time())
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
 
 
 def _understood(reply: Reply, read: Callable[[Any], T]) -> T:
     try:
         return read(json.loads(reply.body))
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise NotAGatewayError("what answers is no gateway of this kind: its answer cannot be read") from error
 
 

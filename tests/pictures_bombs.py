@@ -20,6 +20,10 @@ def _jpegs() -> Iterator[tuple[str, bytes]]:
     yield "jpeg-megabytes-of-exif", whole[:2] + _exif_segments(_exif_of_many_rationals(0x0112, 0x011A)) + whole[2:]
     yield "jpeg-megabytes-of-junk", whole[:20] + bytes(MEGABYTES) + whole[20:]
     yield "jpeg-megabytes-of-fill", whole[:20] + b"\xff" * MEGABYTES + whole[20:]
+    yield "jpeg-megabytes-of-fill-that-end-in-zero", whole[:20] + b"\xff" * MEGABYTES + b"\0" + whole[20:]
+    yield "jpeg-thousands-of-frames", whole[:2] + jpeg_segment(0xC2, b"") * 4000 + bytes(MEGABYTES)
+    frame_of_one = jpeg_segment(0xC2, b"\x08\0\x10\0\x10\x01\x01\x11\0")
+    yield "jpeg-million-tables-after-the-frame", whole[:2] + frame_of_one + jpeg_segment(0xDD, b"\0\0") * 700_000
     yield "jpeg-million-tables", whole[:20] + jpeg_segment(0xDD, b"\0\0") * 700_000 + whole[20:]
     yield "jpeg-mpf-of-overlapping-tags", whole[:2] + jpeg_segment(0xE2, b"MPF\0" + _overlapping(65_000)) + whole[2:]
     for name, size in (("huge", 65_500), ("zero", 0)):

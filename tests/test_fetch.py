@@ -212,6 +212,7 @@ def test_redirects_are_followed_thrice(fetching: Fetching) -> None:
     assert fetching.code(fetching.at("pictures.example", "/to//to//to//to//picture")) == "url_unreachable"
     assert fetching.code(fetching.at("pictures.example", "/to/")) == "url_unreachable"
     assert fetching.code(fetching.at("pictures.example", "/to/http://[")) == "url_not_allowed"
+    assert fetching.code(fetching.at("pictures.example", "/to/http:////[/")) == "url_not_allowed"
 
 
 def test_each_failure_has_its_code_and_fails_alone(fetching: Fetching) -> None:

@@ -26,7 +26,8 @@ _MAX_GIF_BLOCKS = 100_000
 _MAX_RUN_LENGTH_BMP_PIXELS = 2**24  # Pillow decodes these in Python, some ten million pixels a second
 
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-_JPEG_MARKER = re.compile(rb"\xff+([^\x00\xff])")
+_JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+_JPEG_MARKER = re.compile(rb"\xff([^\x00\xff])")
 _JPEG_MARKER_IN_SCAN = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
 _XMP_ORIENTATION = re.compile(rb"tiff:Orientation(?:=\"|>)([1-8])")
 
@@ -65,6 +66,7 @@ def _jpeg(data: bytes) -> PictureFile:
     """Without application segments and comments, but for JFIF's and Adobe's, which tell the colour space."""
     kept = [b"\xff\xd8"]
     exif = xmp = None
+    has_frame = False
     place = 2
     for _ in range(_MAX_JPEG_SEGMENTS):
         found = _JPEG_MARKER.search(data, place)  # what lies between segments is skipped, as decoders do
@@ -88,6 +90,10 @@ def _jpeg(data: bytes) -> PictureFile:
         is_metadata = 0xE0 <= marker <= 0xEF or marker == 0xFE
         if not is_metadata or (marker, content[:5]) in ((0xE0, b"JFIF\0"), (0xEE, b"Adobe")):
             kept.append(data[start:place])
+        if marker in _JPEG_FRAMES:
+            if has_frame:
+                raise ContainerError("the picture is damaged: a JPEG has one frame, and this has more")
+            has_frame = True
         if marker in (0xC2, 0xC6, 0xCA, 0xCE):  # progressive
             height, width = struct.unpack_from(">HH", content.ljust(5), 1)
             _bound_scans(data, place, width * height)
@@ -95,9 +101,12 @@ def _jpeg(data: bytes) -> PictureFile:
 
 
 def _bound_scans(data: bytes, place: int, pixels: int) -> None:
-    scans = 0
+    scans = segments = 0
     while (found := _JPEG_MARKER_IN_SCAN.search(data, place)) and data[found.end() - 1] != 0xD9:
         scans += data[found.end() - 1] == 0xDA
+        segments += 1
+        if segments > _MAX_JPEG_SEGMENTS:
+            raise ContainerError(f"the picture has more than {_MAX_JPEG_SEGMENTS} JPEG segments")
         if scans > _MAX_JPEG_SCANS or scans * pixels > _MAX_JPEG_SCANNED_PIXELS:
             raise ContainerError(f"the picture is a progressive JPEG with too many scans ({scans} or more)")
         place = found.end() + max(2, int.from_bytes(data[found.end() : found.end() + 2]))
