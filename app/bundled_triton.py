@@ -191,10 +191,7 @@ class BundledTriton:
                 if self._stopping.is_set():
                     return
                 logger.error("Triton stopped; its last lines in %s:\n%s", self.log_path, self._last_lines())
-            except (
-                OSError,
-                RuntimeError,
-            ) as error:  # no memory, descriptors, threads or room for a log: they may come back
+            except (OSError, RuntimeError) as error:  # no memory, descriptors or threads: they may come back
                 logger.error("Triton cannot be started: %s", error)
             pause_s = _FIRST_PAUSE_S if time.monotonic() - started > _STEADY_AFTER_S else pause_s
             logger.warning("starting Triton again in %.1f s", pause_s)

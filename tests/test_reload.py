@@ -167,11 +167,15 @@ def test_versions_come_fail_and_go_under_traffic(own: Server, models: Path, digi
         assert metric(own, count) == 0
 
         labels = (model / "labels.txt").read_text()
-        (model / "labels.txt").write_bytes("\n".join(["\xe9", *labels.split()[1:]]).encode("latin-1"))
-        add_facts(model, "5", lambda facts: facts)
-        copy_version(model, "2", "5")
-        until(lambda: "labels" in failed(own).get("5", ""), "other labels are told")
-        shutil.rmtree(model / "5")
+        in_another_order = "\n".join(reversed(labels.split())) + "\n"
+        in_another_code = "\n".join(["\xe9", *labels.split()[1:]]) + "\n"
+        for other in (in_another_order, in_another_code):
+            (model / "labels.txt").write_text(other, encoding="latin-1")
+            add_facts(model, "5", lambda facts: facts)
+            copy_version(model, "2", "5")
+            until(lambda: "labels" in failed(own).get("5", ""), "other labels are told")
+            shutil.rmtree(model / "5")
+            until(lambda: not failed(own), "the failed version is forgotten")
         (model / "labels.txt").write_text(labels)
         assert traffic.versions.keys() == {"1", "2"}
 
