@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -41,10 +42,11 @@ class ServedModel:
     labels: list[str]
     batcher: Batcher[Picture, Prediction]
 
-    @property
-    def thresholds(self) -> list[float]:
-        """Each label's own, else 0.5."""
-        return self.contract.facts.thresholds or [0.5] * self.contract.num_labels
+    @cached_property
+    def thresholds(self) -> npt.NDArray[np.float32]:
+        """``float32 [C]``: each label's own, else 0.5."""
+        own = self.contract.facts.thresholds
+        return np.full(self.contract.num_labels, 0.5, np.float32) if own is None else np.array(own, np.float32)
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 import time
@@ -13,7 +14,7 @@ from starlette.datastructures import Headers
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.errors import OverloadError, ServiceError, problem
+from app.errors import OverloadError, ServiceError, UnavailableError, problem
 from app.logs import log_request
 from app.metrics import Metrics
 from app.record import RequestRecord
@@ -69,6 +70,12 @@ class RequestFrame:
             if isinstance(error, OverloadError) or error.code in _COUNTED_AS_REJECTED:
                 self.metrics.rejected.labels(error.code).inc()
             await problem_response(error, scope["path"], record.request_id)(scope, receive, send_framed)
+        except asyncio.CancelledError:  # by the server, which stops and has waited for as long as it may
+            record.code = "draining"
+            if begun:
+                raise
+            late = UnavailableError("draining", "this server has shut down before the answer was there; try again")
+            await problem_response(late, scope["path"], record.request_id)(scope, receive, send_framed)
         except Exception:
             record.code = ServiceError.code
             if begun:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from app.admission import Admission
 from app.answer_cache import AnswerCache, Seen
@@ -173,10 +174,9 @@ def read_scores(model: ServedModel, prediction: Prediction, parameters: Paramete
     scores = prediction.scores
     answer: dict[str, Any] = {}
     if isinstance(parameters, ClassifyParameters):
-        best = np.argsort(-scores, kind="stable")[: parameters.top_k]
         answer["predictions"] = [
             {"label": model.labels[i], "label_id": int(i), "score": _shown(scores[i])}
-            for i in best
+            for i in _highest(scores, parameters.top_k)
             if scores[i] >= parameters.min_score
         ]
     elif isinstance(parameters, TagParameters):
@@ -195,17 +195,25 @@ def _shown(score: float) -> float:
     return float(f"{score:.6g}")
 
 
-def _tags(
-    model: ServedModel, scores: np.ndarray[Any, np.dtype[np.float32]], parameters: TagParameters
-) -> list[dict[str, Any]]:
-    thresholds = model.thresholds if parameters.threshold is None else [parameters.threshold] * len(scores)
+def _sorted(indices: npt.NDArray[np.intp], scores: npt.NDArray[np.float32]) -> npt.NDArray[np.intp]:
+    """``indices`` by their scores, the best first; of equals the first."""
+    return indices[np.argsort(-scores[indices], kind="stable")]
+
+
+def _highest(scores: npt.NDArray[np.float32], count: int) -> npt.NDArray[np.intp]:
+    """Where the ``count`` highest are, in order. To sort thousands of labels would take a millisecond."""
+    count = min(count, len(scores))
+    least = np.partition(scores, -count)[-count]
+    return _sorted(np.flatnonzero(scores >= least), scores)[:count]
+
+
+def _tags(model: ServedModel, scores: npt.NDArray[np.float32], parameters: TagParameters) -> list[dict[str, Any]]:
+    thresholds = model.thresholds if parameters.threshold is None else np.full_like(scores, parameters.threshold)
     included = None if parameters.include_labels is None else set(parameters.include_labels)
     excluded = set(parameters.exclude_labels or [])
     tags = [
         {"label": model.labels[i], "label_id": int(i), "score": _shown(scores[i]), "threshold": _shown(thresholds[i])}
-        for i in np.argsort(-scores, kind="stable")
-        if scores[i] >= thresholds[i]
-        and (included is None or model.labels[i] in included)
-        and model.labels[i] not in excluded
+        for i in _sorted(np.flatnonzero(scores >= thresholds), scores)
+        if (included is None or model.labels[i] in included) and model.labels[i] not in excluded
     ]
     return tags[: parameters.max_tags]

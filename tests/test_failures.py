@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -137,6 +138,23 @@ def test_stop_in_traffic_answers_what_is_in_flight_and_leaves_nothing(
         httpx.get(f"{server.url}/livez")
     assert started
     assert not [pid for pid in started if is_running(pid)]
+
+
+def test_what_does_not_end_before_the_server_must_is_told_to_go_elsewhere(
+    models: Path, digit_files: list[bytes]
+) -> None:
+    with running_server(models, drain_delay_s=0, drain_refuse_s=0, drain_timeout_s=1) as server:
+        [triton] = server.tritons()
+        os.kill(triton, signal.SIGSTOP)
+        with ThreadPoolExecutor() as pool:
+            asked = pool.submit(httpx.post, f"{server.url}/classify", content=digit_files[0], timeout=30)
+            until(lambda: server.metric("tresnet_inflight_images") == 1, "the picture is at Triton")
+            server.process.send_signal(signal.SIGTERM)
+            answer = asked.result()
+        os.kill(triton, signal.SIGCONT)
+        assert (answer.status_code, answer.json()["code"]) == (503, "draining")
+        assert int(answer.headers["retry-after"]) >= 1
+        assert server.process.wait(40) == 0
 
 
 def test_workers_share_their_metrics_and_are_replaced(models: Path, digit_files: list[bytes]) -> None:

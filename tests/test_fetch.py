@@ -223,6 +223,8 @@ def test_each_failure_has_its_code_and_fails_alone(fetching: Fetching) -> None:
     assert fetching.code(fetching.at("pictures.example", "/endless")) == "body_too_large"
     assert fetching.code(fetching.at("nameless.pictures.example")) == "url_unreachable"
     started = time.monotonic()
+    results = fetching.ask(*(fetching.at("pictures.example", path) for path in ("/picture", "/slow")), timeout_ms=2000)
+    assert [result["status"] for result in results] == ["ok", "error"]
     assert fetching.code(fetching.at("pictures.example", "/slow"), timeout_ms=500) == "deadline_exceeded"
     assert time.monotonic() - started < 4
 

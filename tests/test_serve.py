@@ -55,3 +55,17 @@ def test_make_serve_says_how_to_ask_and_refuses_a_taken_port(models: Path, tmp_p
     finally:
         serving.send_signal(signal.SIGINT)
         assert serving.wait(60) == 0
+
+
+def test_what_is_there_at_the_start_is_not_looked_through_for_cycles() -> None:
+    code = (
+        "import gc, os\n"
+        "from app.server import build_app\n"
+        "from app.settings import Settings\n"
+        "app = build_app(Settings(), os.getpid())\n"
+        "print(gc.get_freeze_count(), len(gc.get_objects()))"
+    )
+    said = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    frozen, looked_through = map(int, said.split())
+    assert frozen > 10_000
+    assert looked_through < 1000
