@@ -1,6 +1,6 @@
 # Two commands matter: `make serve` and `make test`. Each sets up all that it needs.
 
-PYTHON ?= $(shell command -v python3.11 || command -v python3)
+PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3.13 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 MODELS := model_repository
@@ -29,7 +29,7 @@ runs/%/complete:
 setup: $(VENV)/.installed  ## the virtual environment and the bundled Triton
 
 $(VENV)/.installed: pyproject.toml
-	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is " + sys.version) if sys.version_info < (3, 11) else None'
+	@$(PYTHON) -c 'import sys; (3, 11) <= sys.version_info < (3, 14) or sys.exit("Python 3.11, 3.12 or 3.13 is needed, not " + sys.version.split()[0] + ": PYTHON=python3.13 make setup")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing about 2 GB into $(VENV): a few minutes, most of it silent"
 	$(BIN)/python -m pip install --quiet --editable '.[train]'

@@ -60,11 +60,20 @@ def read_keys(path: Path) -> list[ApiKey]:
         UserError: if the file cannot be read, or a line of it; the message repeats nothing of the line.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: the API keys cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    return parse_keys(path, text)
+
+
+def parse_keys(path: Path, text: str) -> list[ApiKey]:
+    """The keys in ``text``, which is what ``path`` holds, or is to hold.
+
+    Raises:
+        UserError: as :func:`read_keys`.
+    """
     keys: list[ApiKey] = []
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(text.splitlines(), start=1):
         if line.strip() and not line.lstrip().startswith("#"):
             try:
                 keys.append(_read_line(line.strip()))

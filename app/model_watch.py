@@ -324,7 +324,7 @@ class ModelWatch:
         """A call failed: draw the consequence at once rather than at the next look."""
         if isinstance(error, UnavailableError) and error.code == "triton_unavailable":
             self._lose_triton(error.detail)
-        elif isinstance(error, UnavailableError):
+        elif isinstance(error, UnavailableError) and error.code == "model_not_ready":
             if key in self._watched:
                 self._forget(key)
                 if key[0] not in self._catalogue.live_names:

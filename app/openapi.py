@@ -149,10 +149,17 @@ def _query(parameters: type[Parameters]) -> list[dict[str, Any]]:
     return described
 
 
-_TIMEOUT = {
-    "name": "X-Request-Timeout-Ms", "in": "header", "required": False, "schema": {"type": "integer", "minimum": 1},
-    "description": "The request's deadline, bounded by the server's.", "example": 30_000,
-}  # fmt: skip
+_HEADERS: list[dict[str, Any]] = [
+    {
+        "name": "X-Request-Timeout-Ms", "in": "header", "required": False, "schema": {"type": "integer", "minimum": 1},
+        "description": "The request's deadline, bounded by the server's.", "example": 30_000,
+    },
+    {
+        "name": "X-Request-ID", "in": "header", "required": False, "schema": _STRING,
+        "description": "A name for the request, in its answer and in the log; any but 1 to 128 visible ASCII "
+        "characters is replaced by one of the server's.", "example": _REQUEST_ID,
+    },
+]  # fmt: skip
 
 
 def question(task: str, parameters: type[Parameters]) -> dict[str, Any]:
@@ -172,10 +179,11 @@ def question(task: str, parameters: type[Parameters]) -> dict[str, Any]:
     }
     form = {"type": "object", "required": ["image"], "properties": {"image": _list(picture["schema"])}}
     return {
-        "parameters": [*_query(parameters), _TIMEOUT],
+        "parameters": [*_query(parameters), *_HEADERS],
         "requestBody": {
             "required": True,
-            "description": f"A picture's bytes: `curl --data-binary @a.jpg …/{task}`. Or several as a form: "
+            "description": "JPEG, PNG, WebP, GIF, BMP, TIFF or AVIF, whatever is declared; the first frame of "
+            f"animations. One picture's bytes: `curl --data-binary @a.jpg …/{task}`. Or several as a form: "
             f"`curl -F image=@a.jpg -F image=@b.png …/{task}`. Or JSON.",
             "content": {
                 "image/*": picture,

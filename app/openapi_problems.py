@@ -74,9 +74,7 @@ _STATUSES: dict[int, tuple[str, dict[str, str]]] = {
     ),
     504: ("Past the deadline", {"deadline_exceeded": "the request's deadline passed before the answer was there"}),
 }
-_RETRY_AFTER = {
-    "Retry-After": {"description": "Seconds to stay away, from the measured rate.", "schema": {"type": "integer"}}
-}
+_RETRY_AFTER = {"Retry-After": {"description": "Seconds to wait before asking again.", "schema": {"type": "integer"}}}
 PROBLEM_SCHEMA: dict[str, Any] = {
     "type": "object",
     "description": "A problem document (RFC 9457).",

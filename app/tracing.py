@@ -51,7 +51,8 @@ def create_tracing(settings: Settings) -> Tracing:
         from app.spans import Spans
     except ModuleNotFoundError as error:
         raise UserError(
-            f"TRESNET_TRACING is on, and the package {error.name} is missing: pip install 'tresnet-serving[tracing]'"
+            f"TRESNET_TRACING is on, and the package {error.name} is missing; in the checkout: "
+            "pip install -e '.[tracing]'"
         ) from error
     return Spans()
 

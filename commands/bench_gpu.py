@@ -82,7 +82,7 @@ def gpu_models(
             except KeyError as error:
                 raise UserError(f"there is no network or form {error.args[0]!r} in this comparison") from error
             except ImportError as error:
-                raise UserError(f"timm's networks need: pip install 'tresnet-serving[dev]' ({error})") from error
+                raise UserError(f"timm's networks need: make setup-dev ({error})") from error
         _show("gpu-models", content, model_tables(content), draw_models, write)
 
 

@@ -54,7 +54,7 @@ def run_checks(subject: Subject) -> list[Finding]:
 def _python(subject: Subject) -> Finding:
     version = sys.version.split()[0]
     if sys.version_info >= (3, 14):
-        remedy = "make clean, then PYTHON=python3.13 make setup"
+        remedy = "rm -r .venv, then PYTHON=python3.13 make setup"
         return Finding("python", "warn", f"{version}; the bundled Triton knows 3.13 at most", remedy)
     return Finding("python", "ok", f"{version}, {sys.executable}")
 

@@ -25,8 +25,8 @@ def evaluate(
     data: Annotated[
         str | None,
         typer.Option(
-            help="Labelled pictures, in any form that train reads; of the run's own only those that it held out. "
-            "By default the run's own, where they were when it began.",
+            help="Labelled pictures, in any form that train reads. Of those that the run was trained on, only the ones "
+            "held out for testing are measured; by default these, where they were when the run began.",
             metavar="DATA",
         ),
     ] = None,

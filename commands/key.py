@@ -36,11 +36,19 @@ def key(
 
 
 def _append(path: Path, line: str) -> None:
-    """The file whole with the line, or as it was: a running gateway may read it at any moment."""
+    """The file whole with the line, or as it was: a running gateway may read it at any moment.
+
+    Raises:
+        UserError: if the gateway would not take the file so.
+    """
+    from app.keys import parse_keys
+
     before = path.read_text(encoding="utf-8") if path.exists() else ""
     if before and not before.endswith("\n"):
         before += "\n"
+    after = f"{before}{line}\n"
+    parse_keys(path, after)
     aside = path.with_name(f".{path.name}.new")
-    aside.write_text(f"{before}{line}\n", encoding="utf-8")
+    aside.write_text(after, encoding="utf-8")
     aside.chmod(path.stat().st_mode if path.exists() else 0o640)
     aside.replace(path)

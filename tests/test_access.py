@@ -68,6 +68,17 @@ def test_keys_are_rotated_without_a_restart(guarded: Guarded) -> None:
     until(lambda: (status(guarded, guarded.key), status(guarded, successor)) == (200, 401))
 
 
+def test_a_key_that_would_break_the_file_is_not_added(tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    assert run_tresnet("key", "alice", "--images-per-second", "20", "--add-to", keys, cwd=tmp_path).returncode == 0
+    before = keys.read_text()
+    refused = run_tresnet("key", "alice", "--add-to", keys, cwd=tmp_path)
+    assert refused.returncode == 2
+    assert "keys of the same name have different rates" in refused.stderr
+    assert not refused.stdout
+    assert keys.read_text() == before
+
+
 @pytest.mark.parametrize("broken", ["alice:0123", "", None])
 def test_a_broken_file_keeps_the_keys(guarded: Guarded, broken: str | None) -> None:
     before = guarded.keys_file.read_text()
@@ -197,7 +208,7 @@ def test_traces_without_their_packages_stop_the_start(tmp_path: Path, monkeypatc
     monkeypatch.setenv("TRESNET_TRACING", "true")
     stopped = run_tresnet("serve", "--triton-url", "grpc://127.0.0.1:1", cwd=tmp_path, timeout=60)
     assert stopped.returncode == 2
-    assert "tresnet-serving[tracing]" in stopped.stderr
+    assert "'.[tracing]'" in stopped.stderr
 
 
 def test_a_key_is_made_with_its_line(tmp_path: Path) -> None:

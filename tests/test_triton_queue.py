@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
 
 import grpc
+import httpx
 import numpy as np
-from conftest import Server
+from conftest import Server, running_server
 from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc
 
@@ -78,3 +83,24 @@ def test_what_expires_in_triton_is_not_computed(server: Server) -> None:
     expired = _single_pictures_s(server)
     assert asyncio.run(ask(10, timeout_s=60)) == [float] * 10
     assert expired - begun < (_single_pictures_s(server) - expired) / 2
+
+
+def test_a_full_queue_in_triton_takes_no_version_out(models: Path, digit_files: list[bytes], tmp_path: Path) -> None:
+    shutil.copytree(models / "model_repository", tmp_path / "model_repository")
+    config = tmp_path / "model_repository" / _MODEL / "configs" / "embedded.pbtxt"
+    policy = "dynamic_batching { default_queue_policy { max_queue_size: 1 } }\n"
+    config.write_text(config.read_text() + policy)
+    form = [("image", digit) for digit in digit_files[:8]]
+    with running_server(tmp_path, batches_in_flight=16) as server, ThreadPoolExecutor(16) as pool:
+        url = f"{server.url}/classify?model={_MODEL}"
+        answers = list(pool.map(lambda _: httpx.post(url, files=form, timeout=60), range(64)))
+        assert httpx.get(f"{server.url}/readyz").status_code == 200
+    codes = {error["code"] for answer in answers for error in _errors(answer.json())}
+    assert codes == {"queue_full"}
+    assert any(answer.status_code == 200 for answer in answers)
+
+
+def _errors(document: dict[str, Any]) -> list[dict[str, Any]]:
+    if "results" not in document:
+        return [document]
+    return [result["error"] for result in document["results"] if result["status"] == "error"]

@@ -21,7 +21,7 @@ def read_hub(name: str) -> dict[str, Pictures]:
     try:
         import datasets
     except ImportError as error:
-        raise UserError(f"hf://{name}: the hub's data sets need: pip install 'tresnet-serving[data]'") from error
+        raise UserError(f"hf://{name}: the hub's data sets need: pip install -e '.[data]' in the checkout") from error
     logger.info("fetching hf://%s, unless it is here already", name)
     try:
         splits = datasets.load_dataset(name)

@@ -127,7 +127,7 @@ def _parquet_rows(path: Path) -> list[dict[str, Any]]:
     try:
         from pyarrow import parquet
     except ImportError as error:
-        raise UserError(f"{path}: reading Parquet needs pyarrow: pip install 'tresnet-serving[data]'") from error
+        raise UserError(f"{path}: reading Parquet needs pyarrow: pip install -e '.[data]' in the checkout") from error
     rows: list[dict[str, Any]] = parquet.read_table(path).to_pylist()
     return rows
 
