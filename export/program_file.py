@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import io
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -45,12 +46,15 @@ def write_torchscript(program: ServingProgram | MappingProgram, path: Path) -> N
     """Write ``program`` to ``path`` as TorchScript.
 
     Freezing folds every batch norm into its convolution and drops all that only training needs.
+
+    Raises:
+        OSError: if the file cannot be written.
     """
     with warnings.catch_warnings(), torch.no_grad():
         # TorchScript is deprecated in PyTorch, and still the format that Triton's PyTorch backend serves best.
         warnings.simplefilter("ignore", DeprecationWarning)
         scripted = torch.jit.script(program)
-        torch.jit.save(torch.jit.freeze(scripted), str(path))
+        _write(path, torch.jit.freeze(scripted).save_to_buffer())
 
 
 def write_torch_aoti(
@@ -60,7 +64,9 @@ def write_torch_aoti(
 
     Raises:
         CompilationError: if the compiler is missing or refuses.
+        OSError: if the package cannot be written.
     """
+    package = io.BytesIO()
     program.to(device)
     pictures = torch.zeros(min(2, max_batch_size), image_size, image_size, 3, dtype=torch.uint8, device=device)
     # An example of one picture would fix the batch at one.
@@ -69,9 +75,19 @@ def write_torch_aoti(
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")  # PyTorch's own, about its own insides
             exported = torch.export.export(program, (pictures,), dynamic_shapes={"INPUT__0": sizes})
-            torch._inductor.aoti_compile_and_package(exported, package_path=str(path))
+            torch._inductor.aoti_compile_and_package(exported, package_path=package)
     except RuntimeError as error:  # what the compilers raise derives from it
         raise CompilationError(f"AOTInductor cannot compile the program here: {_first_line(error)}") from error
+    _write(path, package.getbuffer())
+
+
+def _write(path: Path, content: bytes | memoryview) -> None:
+    """Torch's own writer, given a path, ends the process where the disk is full: it throws in a destructor."""
+    try:
+        path.write_bytes(content)
+    except OSError as error:
+        error.filename = str(path)  # which only opening tells by itself
+        raise
 
 
 def load_program(path: Path, device: torch.device) -> RunProgram:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import resource
 import shutil
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import random_checkpoint, run_side_by_side, run_tresnet
+from conftest import TRESNET, random_checkpoint, run_side_by_side, run_tresnet
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
@@ -100,6 +101,21 @@ def test_versions_must_agree_and_are_not_overwritten(tmp_path: Path) -> None:
     assert export("a.pt") == 0
     config = text_format.Parse((model / "config.pbtxt").read_text(), pb.ModelConfig())
     assert [key for key in sorted(config.parameters) if key.startswith("version.")] == ["version.2", "version.3"]
+
+
+def test_a_full_disk_leaves_nothing_of_a_version(models: Path, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [TRESNET, "export", models / "tagger.pt", "--task", "tag", "--name", "m", "--max-batch-size", "2"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, 2**20)),
+    )
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1), done.stderr
+    assert "model.pt: File too large" in done.stderr
+    assert not (tmp_path / "model_repository").exists()
 
 
 def test_the_fastest_precision_of_this_machine_is_taken(models: Path, tmp_path: Path) -> None:
