@@ -153,14 +153,13 @@ def publish(
                 (version / CARD_FILE).write_text(contract.facts.card, encoding="utf-8")
             _open_to_readers(staging)
             if is_new:
-                (staging / LABELS_FILE).write_text("".join(f"{label}\n" for label in labels), encoding="utf-8")
-                _write_configs(staging, contract, form, kind)
+                _write_configs(staging, contract, labels, form, kind)
                 _open_to_readers(staging)
                 _sync(staging)
                 staging.rename(model)
             else:
                 _sync(staging)
-                _write_configs(model, contract, form, kind)
+                _write_configs(model, contract, labels, form, kind)
                 staging.rename(model / contract.version)
         except BaseException:
             shutil.rmtree(staging, ignore_errors=True)
@@ -168,9 +167,11 @@ def publish(
     return model / contract.version
 
 
-def _write_configs(model: Path, contract: ModelContract, form: Format, kind: int) -> None:
-    """``config.pbtxt`` for Triton's PyTorch backend, and ``configs/embedded.pbtxt`` for the Python backend."""
+def _write_configs(model: Path, contract: ModelContract, labels: list[str], form: Format, kind: int) -> None:
+    """``config.pbtxt`` for Triton's PyTorch backend, ``configs/embedded.pbtxt`` for the Python one, and the labels."""
     path = model / "config.pbtxt"
+    if not path.exists():  # a folder alone is no model yet
+        _replace(model / LABELS_FILE, "".join(f"{label}\n" for label in labels))
     config = _read_config(path) if path.exists() else pb.ModelConfig()
     forget_versions(config, keep=published_versions(model))
     write_contract(contract, config)

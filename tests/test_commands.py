@@ -89,11 +89,12 @@ def test_versions_must_agree_and_are_not_overwritten(tmp_path: Path) -> None:
     def export(name: str, *more: object) -> int:
         return run_tresnet("export", name, "--task", "classify", "--name", "m", *more, cwd=tmp_path).returncode
 
+    model = tmp_path / "model_repository" / "m"
+    model.mkdir(parents=True)  # by hand, empty: the first version brings all that versions share
     assert export("a.pt") == 0
     assert export("a.pt", "--version", 1) == 2
     assert export("b.pt") == 2
     assert export("a.pt") == 0
-    model = tmp_path / "model_repository" / "m"
     assert sorted(path.name for path in model.iterdir()) == ["1", "2", "config.pbtxt", "configs", "labels.txt"]
     config = text_format.Parse((model / "config.pbtxt").read_text(), pb.ModelConfig())
     assert {"version.1", "version.2"} <= set(config.parameters)
