@@ -30,7 +30,7 @@ def read_hub(name: str) -> dict[str, Pictures]:
             f"hf://{name}: could not be fetched from the Hugging Face hub ({type(error).__name__}); "
             "without a network, bring the data as a folder"
         ) from error
-    return {SPLITS.get(str(split), str(split)): _hub_split(name, part) for split, part in splits.items()}
+    return {SPLITS.get(str(split).lower(), str(split)): _hub_split(name, part) for split, part in splits.items()}
 
 
 def _hub_split(name: str, part: Any) -> Pictures:
@@ -49,6 +49,10 @@ def _hub_split(name: str, part: Any) -> Pictures:
         )
     column, label = next(iter(classes.items()))
     targets = [value if isinstance(value, list) else [value] for value in part[column]]
+    # How the hub marks what it has no label for, such as the test pictures of a contest.
+    known = [row for row, target in enumerate(targets) if all(index is not None and index >= 0 for index in target)]
+    if unknown := len(targets) - len(known):
+        logger.info("hf://%s: %d of %d pictures left out for want of a label", name, unknown, len(targets))
     encoded = part.cast_column(images[0], datasets.Image(decode=False))
 
     def read(index: int) -> bytes:
@@ -56,4 +60,5 @@ def _hub_split(name: str, part: Any) -> Pictures:
         data: bytes = value["bytes"] or Path(value["path"]).read_bytes()
         return data
 
-    return Pictures(list(label.names), [f"{name} {number}" for number in range(len(part))], targets, read)
+    names = [f"{name} {number}" for number in range(len(part))]
+    return Pictures(list(label.names), names, targets, read).select(known)

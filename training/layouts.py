@@ -2,9 +2,10 @@
 
 :func:`open_pictures` recognises
 
-* a folder of ``<label>/<picture>``, or of ``train/``, ``val/`` and ``test/`` with such folders inside;
+* a folder of ``<label>/<picture>``, or of ``train/``, ``val/`` and ``test/`` with such folders inside, also in capitals
+  or as ``training/``, ``valid/``, ``validation/``, ``testing/``;
 * a folder with ``labels.csv``, or a ``.csv`` or ``.parquet`` file: columns ``path`` and ``label`` or ``labels``
-  (several split by ``|``), and perhaps ``split``;
+  (several split by ``|``, or Parquet's lists), and perhaps ``split``;
 * COCO: ``annotations/instances_<split>.json`` beside folders ``<split>/`` of pictures;
 * webdataset's tar shards, ``<split>-*.tar``: ``KEY.jpg`` beside ``KEY.cls``, ``KEY.txt`` or ``KEY.json``;
 * MNIST's four idx files;
@@ -17,7 +18,7 @@ import csv
 import gzip
 import json
 import logging
-import tarfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,17 @@ import numpy as np
 import numpy.typing as npt
 
 from training.hub import read_hub
-from training.pictures import SPLITS, Pictures, Pixels, encode_png, from_paths, in_order, split_of
+from training.pictures import (
+    SPLITS,
+    Pictures,
+    Pixels,
+    as_list,
+    encode_png,
+    from_paths,
+    in_order,
+    reading,
+    split_of,
+)  # fmt: skip
 from training.shards import read_shards
 from tresnet.errors import UserError
 from tresnet.folders import PICTURE_SUFFIXES
@@ -42,13 +53,10 @@ def open_pictures(where: str) -> dict[str, Pictures]:
         UserError: if nothing there is in a form that is known, naming the forms.
     """
     if where.startswith(HUB):
-        return read_hub(where.removeprefix(HUB))
-    path = Path(where)
-    try:
-        found = _open_path(path)
-    except (OSError, KeyError, ValueError, IndexError, tarfile.TarError, EOFError) as error:
-        reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
-        raise UserError(f"{where}: cannot be read as labelled pictures: {reason}") from error
+        found = read_hub(where.removeprefix(HUB))
+    else:
+        with reading(where):
+            found = _open_path(Path(where))
     found = {split: pictures for split, pictures in found.items() if len(pictures)}
     if not found:
         raise UserError(
@@ -73,30 +81,45 @@ def _open_path(path: Path) -> dict[str, Pictures]:
     if (path / "train-images-idx3-ubyte.gz").exists():
         return {"train": _idx(path, "train"), "test": _idx(path, "t10k")}
     if annotations := sorted(path.glob("annotations/instances_*.json")):
-        return {split_of(file.stem.removeprefix("instances_")): _coco(path, file) for file in annotations}
+        return {split_of(_coco_split(file)): _coco(path, file) for file in annotations}
     if shards := sorted(path.glob("*.tar")):
         return read_shards(path, shards)
     if path.exists() and not path.is_dir():
         raise UserError(f"{path} is neither a folder nor a .csv or .parquet file")
     if not path.is_dir():
         raise UserError(f"{path}: no such folder or file of labelled pictures")
-    parts = {entry.name: SPLITS[entry.name] for entry in path.iterdir() if entry.is_dir() and entry.name in SPLITS}
-    if "train" in parts.values():
-        return {split: _folders(path / name) for name, split in parts.items()}
-    return {"all": _folders(path)}
+    return {split: _folders(folder) for split, folder in _splits(path).items()} or {"all": _folders(path)}
+
+
+def _splits(root: Path) -> dict[str, Path]:
+    """The folders that are splits: all, if all are called so; else those of labels, if one of them is to train on.
+
+    A label may be called ``train`` or ``test``, too: then its pictures lie right in its folder, beside other labels'.
+    """
+    called = {SPLITS[folder.name.lower()]: folder for folder in _inside(root) if folder.name.lower() in SPLITS}
+    if all(folder.name.lower() in SPLITS or not any(_pictures(folder)) for folder in _inside(root)):
+        return called
+    of_labels = {
+        split: folder for split, folder in called.items() if any(any(_pictures(label)) for label in _inside(folder))
+    }
+    return of_labels if "train" in of_labels else {}
+
+
+def _inside(root: Path) -> list[Path]:
+    """The folders right in ``root``; what hides behind a dot is the file manager's."""
+    return [entry for entry in sorted(root.iterdir()) if entry.is_dir() and not entry.name.startswith(".")]
+
+
+def _pictures(folder: Path) -> Iterator[Path]:
+    """All below ``folder``, in no order."""
+    for file in folder.rglob("*"):
+        if file.suffix.lower() in PICTURE_SUFFIXES and not file.name.startswith("."):
+            yield file
 
 
 def _folders(root: Path) -> Pictures:
-    """What hides behind a dot is the file manager's, and a folder without pictures no label."""
-    found = {
-        entry.name: [
-            file
-            for file in sorted(entry.rglob("*"))
-            if file.suffix.lower() in PICTURE_SUFFIXES and not file.name.startswith(".")
-        ]
-        for entry in sorted(root.iterdir())
-        if entry.is_dir() and not entry.name.startswith(".")
-    }
+    """A folder without pictures is no label."""
+    found = {folder.name: sorted(_pictures(folder)) for folder in _inside(root)}
     labels = [label for label, files in found.items() if files]
     if empty := [name for name, files in found.items() if not files]:
         logger.warning("%s: no label for want of pictures: %s", root, ", ".join(empty))
@@ -105,22 +128,30 @@ def _folders(root: Path) -> Pictures:
 
 
 def _table(path: Path) -> dict[str, Pictures]:
-    if path.suffix == ".parquet":
-        rows = _parquet_rows(path)
-    else:
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
-    named = [[part for part in str(row["labels" if "labels" in row else "label"]).split("|") if part] for row in rows]
+    with reading(path):
+        rows = _parquet_rows(path) if path.suffix == ".parquet" else _csv_rows(path)
+        named = [_names(row["labels" if "labels" in row else "label"]) for row in rows]
+        paths = [path.parent / str(row["path"]) for row in rows]
     labels = in_order({name for names in named for name in names})
     place = {label: index for index, label in enumerate(labels)}
     splits: dict[str, list[int]] = {}
     for number, row in enumerate(rows):
-        split = str(row.get("split") or "all")
-        splits.setdefault(SPLITS.get(split, split), []).append(number)
-    every = from_paths(
-        labels, [path.parent / str(row["path"]) for row in rows], [[place[name] for name in names] for names in named]
-    )
+        split = str(row.get("split") or "all").strip()
+        splits.setdefault(SPLITS.get(split.lower(), split), []).append(number)
+    every = from_paths(labels, paths, [[place[name] for name in names] for names in named])
     return {split: every.select(numbers) for split, numbers in splits.items()}
+
+
+def _names(cell: Any) -> list[str]:
+    """The labels in a table's cell: a text is split by ``|``; an empty cell, or none, has none."""
+    parts = cell.split("|") if isinstance(cell, str) else as_list(cell)
+    return [name for part in parts if part is not None and (name := str(part).strip())]
+
+
+def _csv_rows(path: Path) -> list[dict[str, Any]]:
+    with path.open(newline="", encoding="utf-8-sig") as file:  # spreadsheets begin with a byte order mark
+        # Not strict, the reader would take a quote that nobody closes for the end of the table.
+        return list(csv.DictReader(file, skipinitialspace=True, strict=True))
 
 
 def _parquet_rows(path: Path) -> list[dict[str, Any]]:
@@ -139,16 +170,21 @@ def _idx(folder: Path, part: str) -> Pictures:
     return Pictures(labels, names, classes[:, None].tolist(), lambda index: encode_png(pixels[index]))
 
 
+def _coco_split(annotations: Path) -> str:
+    return annotations.stem.removeprefix("instances_")
+
+
 def _coco(root: Path, annotations: Path) -> Pictures:
-    content = json.loads(annotations.read_text(encoding="utf-8"))
-    categories = sorted(content["categories"], key=lambda category: category["id"])
-    place = {category["id"]: index for index, category in enumerate(categories)}
-    targets: dict[int, set[int]] = {image["id"]: set() for image in content["images"]}
-    for annotation in content["annotations"]:
-        targets[annotation["image_id"]].add(place[annotation["category_id"]])
-    folder = root / annotations.stem.removeprefix("instances_")
-    return from_paths(
-        [category["name"] for category in categories],
-        [folder / image["file_name"] for image in content["images"]],
-        [sorted(targets[image["id"]]) for image in content["images"]],
-    )
+    folder = root / _coco_split(annotations)
+    with reading(annotations):
+        content = json.loads(annotations.read_text(encoding="utf-8"))
+        categories = sorted(content["categories"], key=lambda category: category["id"])
+        place = {category["id"]: index for index, category in enumerate(categories)}
+        targets: dict[int, set[int]] = {image["id"]: set() for image in content["images"]}
+        for annotation in content["annotations"]:
+            targets[annotation["image_id"]].add(place[annotation["category_id"]])
+        return from_paths(
+            [str(category["name"]) for category in categories],
+            [folder / image["file_name"] for image in content["images"]],
+            [sorted(targets[image["id"]]) for image in content["images"]],
+        )

@@ -5,12 +5,17 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import logging
-from collections.abc import Callable, Iterable, Sequence
+import tarfile
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +29,16 @@ from tresnet.picture import PictureError, Preprocessing, prepare
 logger = logging.getLogger(__name__)
 
 Pixels = npt.NDArray[np.uint8]
-SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+SPLITS = {
+    "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val",
+    "test": "test", "testing": "test",
+}  # fmt: skip
+"""What splits are called, in lower case."""
+_FAULTS = (
+    OSError, KeyError, ValueError, IndexError, TypeError, AttributeError, EOFError,
+    csv.Error, tarfile.TarError, zlib.error,
+)  # fmt: skip
+"""What data of another form than expected may raise."""
 
 
 @dataclass(frozen=True)
@@ -118,10 +132,25 @@ def from_paths(labels: list[str], paths: list[Path], targets: list[list[int]]) -
     return Pictures(labels, [str(path) for path in paths], targets, lambda index: paths[index].read_bytes())
 
 
+@contextmanager
+def reading(what: object) -> Iterator[None]:
+    """Turn whatever the content of ``what``, a file or a part of one, may raise into a :class:`UserError` naming it."""
+    try:
+        yield
+    except _FAULTS as error:
+        reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+        raise UserError(f"{what}: cannot be read as labelled pictures: {reason}") from error
+
+
 def split_of(name: str) -> str:
-    """``train2017`` and the like to ``train``."""
+    """``train2017``, ``Training`` and the like to ``train``."""
     letters = name.rstrip("0123456789-_")
-    return SPLITS.get(letters, letters)
+    return SPLITS.get(letters.lower(), letters)
+
+
+def as_list(value: Any) -> list[Any]:
+    """A list as it is; nothing for None; anything else alone."""
+    return value if isinstance(value, list) else [] if value is None else [value]
 
 
 def in_order(labels: set[str]) -> list[str]:

@@ -6,10 +6,11 @@ import json
 import tarfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rich.progress import track
 
-from training.pictures import Pictures, in_order, split_of
+from training.pictures import Pictures, as_list, in_order, reading, split_of
 from tresnet.folders import PICTURE_SUFFIXES
 
 
@@ -34,7 +35,8 @@ def read_shards(root: Path, shards: list[Path]) -> dict[str, Pictures]:
     found: dict[str, list[tuple[str, _Member, list[str]]]] = {}
     for shard in track(shards, "indexing shards", transient=True):
         split = split_of(shard.stem.split("-")[0])
-        found.setdefault(split, []).extend(_members(shard, names))
+        with reading(shard):
+            found.setdefault(split, []).extend(_members(shard, names))
     labels = names or in_order({label for entries in found.values() for _, _, own in entries for label in own})
     place = {label: index for index, label in enumerate(labels)}
 
@@ -55,18 +57,30 @@ def _members(shard: Path, names: list[str] | None) -> list[tuple[str, _Member, l
             if f".{suffix.lower()}" in PICTURE_SUFFIXES:
                 pictures[key] = where
             elif suffix in ("cls", "txt", "json") and key not in labels:
-                labels[key] = _shard_labels(suffix, where.read(), names)
+                with reading(f"{shard}: {member.name}"):
+                    labels[key] = _shard_labels(suffix, where.read(), names)
     if missing := pictures.keys() - labels.keys():
-        raise ValueError(f"{shard.name}: {sorted(missing)[0]} has no .cls, .txt or .json")
+        raise ValueError(f"{sorted(missing)[0]} has no .cls, .txt or .json")
     return [(f"{shard.name}:{key}", where, labels[key]) for key, where in pictures.items()]
 
 
 def _shard_labels(suffix: str, content: bytes, names: list[str] | None) -> list[str]:
     text = content.decode().strip()
     if suffix == "cls":
-        return [names[int(text)] if names else str(int(text))]
+        return [_named(int(text), names)]
     if suffix == "txt":
         return [part for part in text.split("|") if part]
     value = json.loads(text)
-    own = value["labels"] if "labels" in value else [value["label"]]
-    return [names[item] if names and isinstance(item, int) else str(item) for item in own]
+    if not isinstance(value, dict):
+        raise ValueError(f'expected {{"labels": […]}} or {{"label": …}}, not {text[:40]}')
+    return [_named(item, names) for item in as_list(value["labels"] if "labels" in value else value["label"])]
+
+
+def _named(item: Any, names: list[str] | None) -> str:
+    if not isinstance(item, int | str):
+        raise ValueError(f"a label is a text or a number, not {item!r}")
+    if names is None or isinstance(item, str):
+        return str(item)
+    if not 0 <= item < len(names):
+        raise ValueError(f"the label {item} is not among the {len(names)} of labels.txt")
+    return names[item]
