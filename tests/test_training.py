@@ -68,6 +68,25 @@ def test_fitted_thresholds_beat_one_half() -> None:
     assert micro_f1(scores, targets, np.array(thresholds)) > 0.95 > micro_f1(scores, targets, 0.5)
 
 
+@pytest.mark.parametrize(
+    ("score", "below", "expected"),
+    [(0.7, 0.3, 0.5), (4e-5, 2e-5, 3e-5), (0.99999, 0.99996, 0.99997), (1.0, 1 - 2**-24, 1.0), (4e-30, 2e-30, 4e-30)],
+)
+def test_a_threshold_is_rounded_no_further_than_it_separates(score: float, below: float, expected: float) -> None:
+    """The larger score's picture has the tag, the other's has not, as the gateway compares them, too."""
+    scores = np.array([[score], [below]], np.float32)
+    [threshold] = best_thresholds(scores, np.array([[1], [0]], np.float32))
+    assert threshold == pytest.approx(expected, rel=1e-6)
+    assert [bool(one >= threshold) for [one] in scores] == [True, False]
+
+
+def test_labels_that_look_like_formulas_are_drawn_as_they_are(tmp_path: Path) -> None:
+    labels = ["$5 to $10", r"a $\frac$ b", "plain"]
+    every = np.arange(3)
+    write_report(tmp_path, Evaluation("classify", labels, np.eye(3, dtype=np.float32), every, None, {"ece": 0.0}))
+    assert {path.name for path in tmp_path.glob("*.png")} == {"calibration.png", "confusion.png", "per_label.png"}
+
+
 def test_asymmetric_loss_written_out() -> None:
     logits, targets = torch.tensor([[0.3, -1.2]], requires_grad=True), torch.tensor([[1.0, 0.0]])
     p, q = torch.sigmoid(torch.tensor(0.3)), torch.sigmoid(torch.tensor(-1.2)) - 0.05

@@ -82,8 +82,14 @@ def best_thresholds(scores: Scores, targets: npt.NDArray[np.float32]) -> list[fl
         f1[:-1][ranked[:-1] == ranked[1:]] = -1.0  # equal scores cannot be separated
         best = int(f1.argmax())
         below = ranked[best + 1] if best + 1 < len(ranked) else 0.0
-        thresholds.append(round(float((ranked[best] + below) / 2), 4))
+        thresholds.append(_between(float(below), float(ranked[best])))
     return thresholds
+
+
+def _between(below: float, score: float) -> float:
+    """Halfway, with four digits or as many as keep it above ``below`` and at most ``score``, as float32, too."""
+    rounded = (round((below + score) / 2, digits) for digits in range(4, 17))
+    return next((threshold for threshold in rounded if below < np.float32(threshold) <= score), score)
 
 
 def best_temperature(task: Task, logits: Logits, targets: npt.NDArray[Any]) -> float:

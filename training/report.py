@@ -15,6 +15,8 @@ from training.metrics import Bin, average_precisions, reliability
 
 MOST_DRAWN = 1000
 """Labels up to which all pairs of them are counted and drawn; of more only those that occur are written."""
+_AS_WRITTEN: dict[str, Any] = {"parse_math": False}
+"""Of text that is the user's: between two ``$`` matplotlib reads TeX, and most of it is none."""
 
 
 def write_report(folder: Path, evaluation: Evaluation) -> None:
@@ -85,7 +87,7 @@ def _draw_per_label(path: Path, table: list[dict[str, Any]], figure: str) -> Non
     drawing = Figure(figsize=(7, 1 + 0.22 * len(worst_first)), layout="constrained")
     axes = drawing.subplots()
     axes.barh(range(len(worst_first)), [row[figure] or 0.0 for row in worst_first])
-    axes.set_yticks(range(len(worst_first)), [row["label"] for row in worst_first])
+    axes.set_yticks(range(len(worst_first)), [row["label"] for row in worst_first], **_AS_WRITTEN)
     shown = f"the worst {len(worst_first)} of {len(table)}" if len(worst_first) < len(table) else "all labels"
     axes.set(title=f"{figure}, {shown}", xlim=(0, 1))
     axes.invert_yaxis()
@@ -116,8 +118,8 @@ def _draw_confusion(path: Path, counts: npt.NDArray[np.int64], labels: list[str]
     axes.imshow(counts / np.maximum(counts.sum(axis=1, keepdims=True), 1), cmap="Blues", vmin=0, vmax=1)
     axes.set(title="confusion", xlabel="answered", ylabel="right")
     if few:
-        axes.set_xticks(range(len(labels)), labels, rotation=90)
-        axes.set_yticks(range(len(labels)), labels)
+        axes.set_xticks(range(len(labels)), labels, rotation=90, **_AS_WRITTEN)
+        axes.set_yticks(range(len(labels)), labels, **_AS_WRITTEN)
         for row, column in zip(*np.nonzero(counts), strict=True):
             dark = counts[row, column] > counts[row].sum() / 2
             axes.text(column, row, counts[row, column], ha="center", va="center", color="white" if dark else "black")
