@@ -78,6 +78,19 @@ def test_csv_and_table(server: Server, photos: Path) -> None:
     assert done.returncode == 1
 
 
+@pytest.mark.parametrize("form", [(), ("--csv",)])
+def test_a_name_that_is_no_text_comes_out_as_it_is(server: Server, photos: Path, form: tuple[str, ...]) -> None:
+    (photos / "b.png").rename(photos / os.fsdecode(b"caf\xe9.png"))
+    done = subprocess.run(
+        [TRESNET, "classify", "photos/more", "--top-k", "1", *form, "--url", server.url, b"photos/caf\xe9.png"],
+        cwd=photos.parent, capture_output=True, timeout=100, check=False,
+        env={**os.environ, "PYTHONIOENCODING": "utf-8:strict"},  # as in most people's locales
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert b"caf\xe9.png" in done.stdout
+    assert b"d.png" in done.stdout
+
+
 def test_heat_maps_and_embeddings_come_as_json(server: Server, photos: Path) -> None:
     done = run_tresnet(
         "tag", photos / "b.png", "--threshold", 0, "--json", "--version", 1,

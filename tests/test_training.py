@@ -26,6 +26,7 @@ from training.metrics import (
 )
 from training.recipes import find_recipe
 from training.report import write_report
+from training.runlog import RunLog
 from tresnet.checkpoint import ModelFacts, build_model, initialise, load_checkpoint, save_checkpoint
 from tresnet.model import create_model
 from tresnet.picture import Preprocessing
@@ -85,6 +86,17 @@ def test_labels_that_look_like_formulas_are_drawn_as_they_are(tmp_path: Path) ->
     every = np.arange(3)
     write_report(tmp_path, Evaluation("classify", labels, np.eye(3, dtype=np.float32), every, None, {"ece": 0.0}))
     assert {path.name for path in tmp_path.glob("*.png")} == {"calibration.png", "confusion.png", "per_label.png"}
+
+
+@pytest.mark.parametrize("name", ["exp{1}", "[x]"])
+def test_the_bar_shows_the_runs_name_as_it_is(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")  # for rich, a terminal
+    (tmp_path / name).mkdir()
+    with RunLog(tmp_path / name, step=0, steps_per_epoch=1, epochs=1, batch_size=8, is_first=True) as log:
+        log.step(1, {"loss": 1.0})
+    assert name in capsys.readouterr().err
 
 
 def test_asymmetric_loss_written_out() -> None:

@@ -32,7 +32,7 @@ class RunLog:
         self.steps_per_epoch, self.epochs, self.batch_size = steps_per_epoch, epochs, batch_size
         self.console = Console(stderr=True, highlight=False, soft_wrap=True, quiet=not is_first)
         self.progress = Progress(
-            TextColumn(folder.name),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             TextColumn("{task.fields[told]}"),
             TimeElapsedColumn(),
@@ -44,7 +44,7 @@ class RunLog:
         )
         # Counted in pictures, so that the bar's own speed is pictures a second, loading and evaluation included.
         self.bar = self.progress.add_task(
-            "", total=steps_per_epoch * epochs * batch_size, completed=step * batch_size, told="starting"
+            folder.name, total=steps_per_epoch * epochs * batch_size, completed=step * batch_size, told="starting"
         )
         self.file: IO[str] | None = None
         self.events: EventFile | None = None
