@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field, StringConstraints, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from app.cores import usable_cores
 from app.triton_url import channel_target
 from tresnet.errors import UserError
 
@@ -104,7 +105,10 @@ class Settings(BaseSettings):
         503, description="Status when the queue is full."
     )
     decode_processes: int | None = Field(
-        None, ge=1, description="Processes that decode pictures, for each worker; by default the cores, shared out."
+        None,
+        ge=1,
+        description="Processes that decode pictures, for each worker; by default one for each core that affinity and "
+        "the container's CPU quota allow, shared out over the workers.",
     )
     decode_timeout_ms: int = Field(10_000, ge=100, description="Longest time that decoding one picture may take.")
     answer_cache_bytes: int = Field(
@@ -162,8 +166,7 @@ class Settings(BaseSettings):
     @property
     def decode_processes_per_worker(self) -> int:
         """As asked for, else one for each core, shared out."""
-        cores = len(os.sched_getaffinity(0))
-        return self.decode_processes or max(1, min(32, cores // self.workers))
+        return self.decode_processes or max(1, min(32, usable_cores() // self.workers))
 
 
 def load_settings(**overrides: object) -> Settings:

@@ -7,6 +7,7 @@ echo "== Dockerfiles"
 hadolint Dockerfile deploy/models.Dockerfile
 echo "== compose"
 check-jsonschema --quiet --builtin-schema vendor.compose-spec docker-compose.yml deploy/api-keys.yml
+python deploy/gateway_memory.py
 echo "== Kubernetes: schemas"
 python deploy/kubernetes/check.py
 echo "== policies"

@@ -32,6 +32,20 @@ def own(models: Path) -> Iterator[Server]:
         yield server
 
 
+@pytest.mark.parametrize(
+    ("quota", "processes"),
+    [("max 100000", 6), ("150000 100000", 2), ("20000 100000", 1), ("900000 100000", 6), ("", 6), (None, 6)],
+)
+def test_the_quota_of_a_container_bounds_the_processes(
+    quota: str | None, processes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(6)))
+    monkeypatch.setattr("app.cores.CPU_MAX", tmp_path / "cpu.max")
+    if quota is not None:
+        (tmp_path / "cpu.max").write_text(quota + "\n")
+    assert Settings().decode_processes_per_worker == processes
+
+
 def page_faults(pid: int) -> int:
     return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[7])
 

@@ -2,7 +2,7 @@
 
 Enters: rendered manifests, by ``kubectl kustomize``. Leaves: status 0 and a line a file, or 1 and what is wrong. Unlike
 the tools themselves, this fails on a kind that nothing knows, on a custom resource's field that its model lacks, and on
-a gateway that would be killed while it drains.
+a gateway that would be killed while it drains, or for the memory that its settings let it take.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from cloudcoil.models.prometheus_operator.v1 import PrometheusRule, ServiceMonit
 from pydantic import BaseModel, ValidationError
 
 from app.settings import Settings
+from deploy import gateway_memory
 
 _HERE = Path(__file__).parent
 _VERSIONS = ("1.31", "1.37")  # the oldest that is meant to work, and the newest that has a schema
@@ -45,7 +46,7 @@ def main() -> int:
 def _report(name: str, manifests: str) -> int:
     objects = list(yaml.safe_load_all(manifests))
     faults = [f"{_title(thing)}: {fault}" for thing in objects for fault in faults_of(thing)]
-    faults += _drain_faults(objects)
+    faults += [fault for thing in objects for fault in _gateway_faults(thing, objects)]
     for fault in faults:
         print(f"{name}: {fault}", file=sys.stderr)
     if not faults:
@@ -82,18 +83,30 @@ def _faults_by_model(model: type[BaseModel], thing: dict[str, Any]) -> list[str]
     return [f"{path}: no such field" for path in _missing(thing, known)]
 
 
-def _drain_faults(objects: list[dict[str, Any]]) -> list[str]:
-    """Whether the grace period of the gateway's pod outlasts its drain, as its settings make it."""
-    by_name = {(thing["kind"], thing["metadata"]["name"]): thing for thing in objects}
-    pod = by_name.get(("Deployment", "gateway"), {"spec": {"template": None}})["spec"]["template"]
-    if pod is None:
+def _gateway_faults(thing: dict[str, Any], objects: list[dict[str, Any]]) -> list[str]:
+    """Whether a gateway's pod outlasts its drain and holds its memory, as its settings make them."""
+    if thing["kind"] == "InferenceService":
+        pod = thing["spec"]["predictor"]
+    elif (thing["kind"], thing["metadata"]["name"]) == ("Deployment", "gateway"):
+        pod = thing["spec"]["template"]["spec"]
+    else:
         return []
-    [container] = pod["spec"]["containers"]
-    [source] = container["envFrom"]
-    settings = by_name["ConfigMap", source["configMapRef"]["name"]]["data"]
+    container = pod["containers"][0]
+    variables = {entry["name"]: entry["value"] for entry in container.get("env", []) if "value" in entry}
+    for source in container.get("envFrom", []):
+        name = source["configMapRef"]["name"]
+        [data] = [
+            other["data"] for other in objects if (other["kind"], other["metadata"]["name"]) == ("ConfigMap", name)
+        ]
+        variables |= data
+    return _drain_faults(variables, pod["terminationGracePeriodSeconds"]) + gateway_memory.faults_of(
+        variables, container["resources"]["limits"]["memory"]
+    )
+
+
+def _drain_faults(variables: dict[str, str], grace_s: int) -> list[str]:
     names = ("drain_delay_s", "drain_refuse_s", "drain_timeout_s")
-    drain_s = sum(float(settings.get(f"TRESNET_{n.upper()}", Settings.model_fields[n].default)) for n in names)
-    grace_s = pod["spec"]["terminationGracePeriodSeconds"]
+    drain_s = sum(float(variables.get(f"TRESNET_{n.upper()}", Settings.model_fields[n].default)) for n in names)
     return [] if grace_s > drain_s else [f"the gateway drains for {drain_s} s and is killed after {grace_s} s"]
 
 
