@@ -15,10 +15,13 @@ models: setup
 	@if [ -z "$$(find $(MODELS) -mindepth 2 -maxdepth 2 -name config.pbtxt)" ]; then \
 		$(MAKE) --no-print-directory $(MODELS)/digits/config.pbtxt $(MODELS)/multidigits/config.pbtxt; fi
 
-$(MODELS)/digits/config.pbtxt: runs/digits/complete
+# Both are trained before the first is exported: once one lies there, nothing is looked for any more.
+TRAINED := runs/digits/complete runs/multidigits/complete
+
+$(MODELS)/digits/config.pbtxt: $(TRAINED)
 	$(BIN)/tresnet export runs/digits/best.pt --task classify --name digits
 
-$(MODELS)/multidigits/config.pbtxt: runs/multidigits/complete
+$(MODELS)/multidigits/config.pbtxt: $(TRAINED)
 	$(BIN)/tresnet export runs/multidigits/best.pt --task tag --name multidigits
 
 # An interrupted training goes on where it stopped.

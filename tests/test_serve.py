@@ -13,6 +13,14 @@ from pathlib import Path
 from conftest import TRESNET, free_port, run_tresnet, until
 
 ROOT = Path(__file__).parents[1]
+_TRESNET = """#!/bin/sh
+echo "$@" >> said
+case "$1" in
+    train) mkdir -p "runs/$2"; test "$2" = digits -o -e "runs/$2/last.pt" || { touch "runs/$2/last.pt"; exit 130; } ;;
+    export) folder=model_repository/$(basename "$(dirname "$2")"); mkdir -p "$folder"; touch "$folder/config.pbtxt" ;;
+esac
+"""
+"""Trains and exports in no time; its first training of `multidigits` is interrupted."""
 _SERVE = [sys.executable, str(ROOT / "deploy/serve.py")]
 
 
@@ -69,3 +77,26 @@ def test_what_is_there_at_the_start_is_not_looked_through_for_cycles() -> None:
     frozen, looked_through = map(int, said.split())
     assert frozen > 10_000
     assert looked_through < 1000
+
+
+def test_an_interrupted_first_make_serve_gets_both_models_from_the_next(tmp_path: Path) -> None:
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    (tmp_path / "pyproject.toml").touch()
+    (tmp_path / "model_repository").mkdir()
+    (tmp_path / ".venv/bin").mkdir(parents=True)
+    (tmp_path / ".venv/.installed").touch()
+    (tmp_path / ".venv/bin/tresnet").write_text(_TRESNET)
+    (tmp_path / ".venv/bin/tresnet").chmod(0o755)
+    ends = [
+        subprocess.run(["make", "models"], cwd=tmp_path, capture_output=True, check=False).returncode for _ in range(3)
+    ]
+    assert ends == [2, 0, 0]
+    said = (tmp_path / "said").read_text().splitlines()
+    assert [line for line in said if "train" in line] == [
+        "train digits",
+        "train multidigits",
+        "train multidigits --resume",
+    ]
+    made = {path.parent.name for path in (tmp_path / "model_repository").glob("*/config.pbtxt")}
+    assert made == {"digits", "multidigits"}
+    assert len(said) == 5  # a third time it has nothing to do
