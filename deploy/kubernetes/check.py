@@ -2,7 +2,8 @@
 
 Enters: rendered manifests, by ``kubectl kustomize``. Leaves: status 0 and a line a file, or 1 and what is wrong. Unlike
 the tools themselves, this fails on a kind that nothing knows, on a custom resource's field that its model lacks, and on
-a gateway that would be killed while it drains, or for the memory that its settings let it take.
+a gateway that would be killed while it drains, or for the memory that its settings let it take, and on a Triton beside
+it that others could reach.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ _MODELS: dict[str, type[BaseModel]] = {
 # KServe publishes no schema as a package. Its predictor is a pod with these fields more, and is checked as a pod.
 _KSERVE = "serving.kserve.io/v1beta1 InferenceService"
 _KSERVE_FIELDS = {"minReplicas", "maxReplicas"}
+_BESIDE_GATEWAY = {"--grpc-address=127.0.0.1", "--allow-http=false", "--allow-metrics=false"}
+"""Triton has no authentication: beside a gateway, whose pod is open to everybody, it listens on loopback alone."""
 
 
 def main() -> int:
@@ -84,11 +87,12 @@ def _faults_by_model(model: type[BaseModel], thing: dict[str, Any]) -> list[str]
 
 
 def _gateway_faults(thing: dict[str, Any], objects: list[dict[str, Any]]) -> list[str]:
-    """Whether a gateway's pod outlasts its drain and holds its memory, as its settings make them."""
+    """Whether a gateway's pod outlasts its drain and holds its memory, as its settings make them, and is closed."""
     if thing["kind"] == "InferenceService":
         pod = thing["spec"]["predictor"]
+        faults = [f"Triton lacks {option}" for option in sorted(_BESIDE_GATEWAY - set(pod["containers"][1]["args"]))]
     elif (thing["kind"], thing["metadata"]["name"]) == ("Deployment", "gateway"):
-        pod = thing["spec"]["template"]["spec"]
+        pod, faults = thing["spec"]["template"]["spec"], []
     else:
         return []
     container = pod["containers"][0]
@@ -99,9 +103,8 @@ def _gateway_faults(thing: dict[str, Any], objects: list[dict[str, Any]]) -> lis
             other["data"] for other in objects if (other["kind"], other["metadata"]["name"]) == ("ConfigMap", name)
         ]
         variables |= data
-    return _drain_faults(variables, pod["terminationGracePeriodSeconds"]) + gateway_memory.faults_of(
-        variables, container["resources"]["limits"]["memory"]
-    )
+    faults += _drain_faults(variables, pod["terminationGracePeriodSeconds"])
+    return faults + gateway_memory.faults_of(variables, container["resources"]["limits"]["memory"])
 
 
 def _drain_faults(variables: dict[str, str], grace_s: int) -> list[str]:
