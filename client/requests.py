@@ -75,7 +75,8 @@ def _query(parameters: Parameters) -> Iterator[tuple[str, str | int | float | bo
         elif isinstance(value, (list, tuple)):
             # A value that stands alone is split at its commas; one that is repeated is not.
             alone = len(value) == 1 and "," in value[0]
-            yield from ((name, str(entry)) for entry in (list(value) * 2 if alone else value))
+            # An empty list is sent, too: it asks for no label, and no parameter for every one.
+            yield from ((name, str(entry)) for entry in (list(value) * 2 if alone else value or [""]))
         elif value is not None:
             yield name, str(value)
 

@@ -100,6 +100,9 @@ def test_typed_answers(server: Server, digit_files: list[bytes], tmp_path: Path)
         assert {(tag.label, tag.threshold) for tag in good.tags} == {("tag 1", 0), ("tag 3", 0)}
         assert bad.error is not None
         assert (bad.error.status, bad.error.code, bad.source) == (422, "undecodable_image", None)
+        (none,), (every,) = (gateway.tag(digit_files[1], threshold=0, **wanted).results for wanted in (
+            {"include_labels": []}, {"exclude_labels": []}))  # fmt: skip
+        assert (len(none.tags), len(every.tags)) == (0, 5)
         models = {model.name: model for model in gateway.models()}
         assert (models["digits"].image_size, models["digits"].labels[9]) == (32, "9")
         assert gateway.wait_ready()["models"] == ["digits", "tagger"]
