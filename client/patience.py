@@ -7,6 +7,9 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+_DOUBLED = 64
+"""The first pause, at most so many times: more than any longest pause, and a number that floats have."""
+
 
 @dataclass(frozen=True)
 class Patience:
@@ -47,7 +50,7 @@ class Trial:
         now = self._clock()
         if self._failing_since_s is None:
             self._failing_since_s = now
-        growing = min(self._patience.longest_pause_s, self._patience.first_pause_s * 2**self._failures)
+        growing = min(self._patience.longest_pause_s, self._patience.first_pause_s * 2 ** min(self._failures, _DOUBLED))
         self._failures += 1
         pause = (retry_after_s or 0.0) + growing * (0.5 + self._chance() / 2)
         last = self._ends_s

@@ -32,6 +32,8 @@ from client import (
     UnavailableError,
     UnreachableError,
 )
+from client.conversation import Pause, Reply, ask
+from client.requests import one_batch
 
 ANSWER = {
     "request_id": "r1",
@@ -232,6 +234,20 @@ def test_nobody_is_there() -> None:
         with pytest.raises(UnreachableError):
             list(gateway.tag_each([b"x"] * 40, batch_size=1))
     assert time.monotonic() - began < 20
+
+
+def test_patience_outlasts_any_number_of_failures() -> None:
+    """A conversation without its pauses, which would take an afternoon."""
+    call = ask("classify", one_batch(b"x"), {}, Patience())
+    next(call)
+    for _ in range(1100):
+        pause = call.send(Reply(503, {}, b"a proxy's page"))
+        assert isinstance(pause, Pause)
+        assert pause.seconds <= Patience.longest_pause_s
+        call.send(None)
+    with pytest.raises(StopIteration) as end:
+        call.send(Reply(200, {}, orjson.dumps(ANSWER)))
+    assert end.value.value.results[0].predictions[0].label == "7"
 
 
 def test_what_failed_for_the_moment_beside_others_is_asked_again() -> None:
