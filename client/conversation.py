@@ -175,9 +175,12 @@ def _refusal(reply: Reply) -> ProblemError:
         document = json.loads(reply.body)
         problem = Problem(reply.status, document["code"], document["detail"])
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        if reply.status not in RETRIED:
+        if reply.status == 413:
+            problem = Problem(413, "body_too_large", "a proxy before the gateway takes no body of this size")
+        elif reply.status in RETRIED:
+            problem = Problem(reply.status, "unavailable", f"status {reply.status}")
+        else:
             raise NotAGatewayError(f"what answers is no gateway of this kind: status {reply.status}") from error
-        problem = Problem(reply.status, "unavailable", f"status {reply.status}")
     return problem_error(problem, reply.headers.get("x-request-id"), retry_after_s)
 
 

@@ -202,6 +202,7 @@ def test_it_asks_again_after_retry_after_and_not_before() -> None:
         ((503, {"Retry-After": "Fri, 31 Dec 9999 23:59:59 GMT"}, b"a proxy's"), UnavailableError, 1),
         ((504, {}, problem(504, "deadline_exceeded")), UnavailableError, 2),
         ((422, {}, problem(422, "undecodable_image")), RefusedError, 1),
+        ((413, {}, b"<html>"), RefusedError, 1),
         ((404, {}, b"<html>"), NotAGatewayError, 1),
         ((200, {}, {"hello": "world"}), NotAGatewayError, 1),
         ((200, {"Content-Encoding": "gzip"}, b"not gzip"), NotAGatewayError, 1),
@@ -273,6 +274,17 @@ def test_what_fails_again_takes_no_answer_from_the_others(status: int, code: str
     assert first.is_ok
     assert second.error is not None
     assert second.error.code == code
+
+
+def test_what_a_proxy_finds_too_large_is_sent_in_smaller_batches() -> None:
+    """nginx takes 1 MB unless it is told otherwise, and answers with a page of its own."""
+    page = (413, {}, b"<html>413 Request Entity Too Large</html>")
+    with scripted([page, (200, {}, ANSWER), page]) as (url, asked), Client(url) as gateway:
+        first, second = gateway.classify_each([b"x", b"y"], batch_size=2)
+        assert len(asked) == 3
+    assert first.predictions[0].label == "7"
+    assert second.error is not None
+    assert (second.error.status, second.error.code) == (413, "body_too_large")
 
 
 def test_a_stream_that_ends_gives_what_it_has_first() -> None:
