@@ -26,7 +26,7 @@ from opentelemetry.trace import (
 
 import tresnet
 from app.record import RequestRecord
-from app.tracing import Tracing
+from app.tracing import Tracing, sends_by_grpc
 
 _FLUSH_TIMEOUT_S = 3.0
 
@@ -108,9 +108,8 @@ def _resource() -> Resource:
 
 
 def _exporter() -> SpanExporter:
-    """OTLP as the standard variables say; HTTP by default, which is the specification's own default."""
-    everywhere = os.environ.get("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf")
-    if os.environ.get("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", everywhere) == "grpc":
+    """OTLP as the standard variables say."""
+    if sends_by_grpc():
         from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter as GrpcExporter
 
         return GrpcExporter()

@@ -57,15 +57,21 @@ def create_tracing(settings: Settings) -> Tracing:
     return Spans()
 
 
+def sends_by_grpc() -> bool:
+    """Whether the standard variables ask for gRPC; else it is HTTP, which is the specification's own default."""
+    asked = os.environ.get("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL") or os.environ.get("OTEL_EXPORTER_OTLP_PROTOCOL")
+    return asked == "grpc"
+
+
 def triton_trace_options(settings: Settings) -> list[str]:
     """Options that let the bundled Triton send its own spans beside the gateway's; none while traces are off.
 
     Triton sends by HTTP alone, so there are none either where the standard variables ask for gRPC.
     """
-    asked = {name: os.environ.get(f"OTEL_EXPORTER_OTLP_{name}") for name in ("PROTOCOL", "TRACES_ENDPOINT", "ENDPOINT")}
-    if not settings.tracing or asked["PROTOCOL"] == "grpc":
+    if not settings.tracing or sends_by_grpc():
         return []
-    url = asked["TRACES_ENDPOINT"] or f"{(asked['ENDPOINT'] or 'http://localhost:4318').rstrip('/')}/v1/traces"
+    everywhere = os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT") or "http://localhost:4318"
+    url = os.environ.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT") or f"{everywhere.rstrip('/')}/v1/traces"
     wanted = ("mode=opentelemetry", "level=TIMESTAMPS", "rate=1", f"opentelemetry,url={url}",
               "opentelemetry,resource=service.name=triton")  # fmt: skip
     return [f"--trace-config={setting}" for setting in wanted]

@@ -268,6 +268,8 @@ def guarded(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     key, slow_key = make_key("alice"), make_key("slow", "--images-per-second", 0.25)
     with collector() as received, pytest.MonkeyPatch.context() as environment:
         environment.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", received.url)
+        environment.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc")
+        environment.setenv("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "http/protobuf")  # which comes before it
         environment.setenv("OTEL_BSP_SCHEDULE_DELAY", "200")
         with running_server(
             folder,

@@ -71,7 +71,9 @@ def test_a_request_is_one_trace_from_the_client_into_triton(guarded: Guarded, di
         with suppress(TimeoutError):
             until(lambda: bool(triton_spans(guarded, trace_id)), seconds=15)  # noqa: B023
             break
-    assert {span.parent_id for span in triton_spans(guarded, trace_id) if span.name == "InferRequest"} <= inferring
+    parents = {span.parent_id for span in triton_spans(guarded, trace_id) if span.name == "InferRequest"}
+    assert parents
+    assert parents <= inferring
 
 
 def traced_request(guarded: Guarded, trace_id: str) -> tuple[Span, list[Span]]:
