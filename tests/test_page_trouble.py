@@ -6,6 +6,8 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+import httpx
+import pytest
 from conftest import Server, free_port, run_tresnet
 from page_visitor import ANSWERED, FAILED, SECONDS, WAITING, Open, drop, gateway, upload
 from playwright.sync_api import Page, Route, expect
@@ -94,6 +96,27 @@ def test_a_late_refusal_leaves_a_newer_key_alone(server: Server, open_page: Open
     expect(page.locator(ANSWERED)).to_have_count(2)
     expect(page.locator("#key-form")).to_be_hidden()
     assert held == []
+
+
+@pytest.mark.parametrize(
+    ("gone", "option"),
+    [({"version": "2"}, "digits version 2 (one label)"), ({"name": "gone", "is_default": False}, "gone (one label)")],
+)
+def test_a_model_that_is_taken_back_leaves_the_list(
+    server: Server, open_page: Open, digit_files: list[bytes], gone: dict[str, object], option: str
+) -> None:
+    page = open_page(server.url)
+    models = httpx.get(f"{server.url}/models", timeout=30).json()["models"]
+    before = {"models": [*models, {**models[0], **gone}]}
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url) if "/classify?" in request.url else None)
+    page.route("**/models", lambda route: route.continue_() if asked else route.fulfill(json=before))
+    page.reload()
+    page.get_by_label("Model", exact=True).select_option(label=option)
+    page.set_input_files("#files", [upload(f"{i}.png", digit_files[i]) for i in range(6)])
+    expect(page.locator(ANSWERED)).to_have_count(6)
+    assert page.locator("#model option").all_inner_texts() == ["digits (one label)", "tagger (tags)"]
+    expect(page.locator("#banner")).to_be_hidden()
 
 
 def test_an_answer_that_is_none_is_a_problem_of_its_own(

@@ -15,7 +15,7 @@ export class Card {
     this.model = model; // whom to ask; undefined while none is known
     this.name = file.name || "pasted picture";
     this.state = "waiting";
-    this.breaks = 0; // times that the service went away over this picture
+    this.breaks = 0; // times that the service, or the model, went away over this picture
     this.abort = null;
     this.chosen = 0;
     this.onRetry = onRetry;

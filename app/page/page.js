@@ -126,7 +126,14 @@ async function askAbout(card, question) {
   } catch (problem) {
     if (abort.signal.aborted) return;
     if (!(problem instanceof service.Problem)) throw problem;
-    unanswered(card, question, problem);
+    // A version that is taken back leaves the names that the watch looks at as they were.
+    if (problem.isOfModel && ++card.breaks === 1) {
+      await learnModels();
+      if (abort.signal.aborted) return;
+      card.wait("waiting");
+    } else {
+      unanswered(card, question, problem);
+    }
   }
   showAnswers();
   tell();
@@ -174,6 +181,12 @@ function tell() {
 async function serviceChanged(state, before) {
   showState(state);
   if (state !== "ready" || (before === "ready" && !watch.hasNews)) return;
+  await learnModels();
+  if (before === "away" && watch.state === "ready") announce("The service is back.");
+  pump();
+}
+
+async function learnModels() {
   try {
     settings.setModels(await service.models());
     needsKey = false;
@@ -185,8 +198,6 @@ async function serviceChanged(state, before) {
     if (problem.isForKey) askForKey();
     else watch.lost(problem);
   }
-  if (before === "away" && watch.state === "ready") announce("The service is back.");
-  pump();
 }
 
 function showState(state) {

@@ -30,6 +30,11 @@ export class Problem extends Error {
     return this.code === "queue_full" || this.code === "rate_limited";
   }
 
+  /** What was asked is served no more: another version, or another model, may be. */
+  get isOfModel() {
+    return this.code === "unknown_model" || this.code === "unknown_version";
+  }
+
   /** The service, or what it needs, is not there: 502 to 504 without a code of its own come from a proxy before it. */
   get isAway() {
     if (this.status === 0) return true;
