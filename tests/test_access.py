@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import ssl
 import subprocess
+import sys
 from pathlib import Path
 
 import httpx
 import pytest
+import yaml
 from conftest import Guarded, Server, run_tresnet, start_server, until
+
+COMPOSE = Path(__file__).parents[1] / "docker-compose.yml"
 
 
 def status(guarded: Guarded, key: str) -> int:
@@ -160,6 +165,11 @@ def test_tls_by_flags(tmp_path: Path) -> None:
         until(is_up)
         with pytest.raises(httpx.ConnectError, match="certificate"):
             httpx.get(f"{url}/livez")
+        _, _, *health = yaml.safe_load(COMPOSE.read_text())["services"]["gateway"]["healthcheck"]["test"]
+        health = [part.replace(":8080", url.removeprefix("https://127.0.0.1")) for part in health]
+        environment = {**os.environ, "TRESNET_TLS_CERTIFICATE": "tls.pem"}
+        asked = subprocess.run([sys.executable, *health], env=environment, capture_output=True, text=True, check=False)
+        assert "HTTP Error 503" in asked.stderr, "it has no Triton, and says so"
         with httpx.Client(verify=trusted) as idle:  # does not hold up a stop
             assert idle.get(f"{url}/livez").status_code == 200
             gateway.process.send_signal(signal.SIGINT)
