@@ -9,7 +9,7 @@ PORT ?= 8080
 .PHONY: help serve models setup setup-dev inplace-abn test fuzz soak check check-deploy render page-picture bench bench-gpu wrk chromium e2e clean
 
 serve: models  ## train and export what is missing, then serve on http://127.0.0.1:8080
-	@PORT=$(PORT) PYTHONPATH=. $(BIN)/python deploy/serve.py
+	@PYTHONPATH=. $(BIN)/python deploy/serve.py
 
 models: setup
 	@if [ -z "$$(find $(MODELS) -mindepth 2 -maxdepth 2 -name config.pbtxt)" ]; then \

@@ -1,7 +1,8 @@
 """``make serve``: the gateway in the foreground, and once its models are ready, how to ask them.
 
-``PORT`` and the gateway's own settings come from the environment. This process becomes ``tresnet serve``, so signals
-and the exit status are the gateway's own; what tells how to ask is a process that ends when it has.
+The gateway's own settings come from the environment, and ``PORT`` before ``TRESNET_PORT``. This process becomes
+``tresnet serve``, so signals and the exit status are the gateway's own; what tells how to ask is a process that ends
+when it has.
 """
 
 from __future__ import annotations
@@ -21,13 +22,14 @@ from tresnet.errors import UserError
 _BIN = Path(sys.executable).parent
 _DEMOS = {"digits": ("classify", "examples/digit-7.png"), "multidigits": ("tag", "examples/digits-2-5-7.png")}
 _LONG_S = 120
+_OWN = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104
+"""Where this machine reaches what listens on all its addresses of one kind."""
 
 
 def main() -> None:
     """Does not return."""
-    port = os.environ.get("PORT", "8080")
     try:
-        settings = load_settings(port=port)
+        settings = load_settings(port=os.environ.get("PORT") or None)
         check_port(settings, f"PORT={int(settings.port) + 1} make serve")
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -41,14 +43,14 @@ def main() -> None:
                 _announce(settings, gateway)
         os._exit(0)
     os.wait()
-    os.execv(_BIN / "tresnet", ["tresnet", "serve", "--port", port])  # noqa: S606
+    os.execv(_BIN / "tresnet", ["tresnet", "serve", "--port", str(settings.port)])  # noqa: S606
 
 
 def _announce(settings: Settings, gateway: int) -> None:
     """Wait as long as the gateway lives; raises ProcessLookupError when it does not."""
     scheme = "https" if settings.tls_certificate else "http"
-    host = "127.0.0.1" if settings.host in ("0.0.0.0", "::") else settings.host  # noqa: S104
-    url = f"{scheme}://{host}:{settings.port}"
+    host = _OWN.get(settings.host, settings.host)
+    url = f"{scheme}://{f'[{host}]' if ':' in host else host}:{settings.port}"
     with httpx.Client(base_url=url, verify=False, timeout=5) as http:  # noqa: S501 - asks only whether it is ready
         began, told = time.monotonic(), False
         while not _is_ready(http):

@@ -6,11 +6,14 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
-from conftest import TRESNET, free_port, run_tresnet, until
+import httpx
+import pytest
+from conftest import TRESNET, Server, free_port, run_tresnet, until
 
 ROOT = Path(__file__).parents[1]
 _TRESNET = """#!/bin/sh
@@ -100,3 +103,32 @@ def test_an_interrupted_first_make_serve_gets_both_models_from_the_next(tmp_path
     made = {path.parent.name for path in (tmp_path / "model_repository").glob("*/config.pbtxt")}
     assert made == {"digits", "multidigits"}
     assert len(said) == 5  # a third time it has nothing to do
+
+
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="no IPv6 here")
+@pytest.mark.parametrize("host", ["::1", "::"])
+def test_make_serve_listens_where_the_settings_say(server: Server, tmp_path: Path, host: str) -> None:
+    """Of a checkout whose models are made, before a Triton that runs already."""
+    (tmp_path / ".venv").symlink_to(sys.prefix)
+    for name in ("Makefile", "pyproject.toml", "deploy"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    (tmp_path / "model_repository/digits").mkdir(parents=True)
+    (tmp_path / "model_repository/digits/config.pbtxt").touch()
+    port = free_port()
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("TRESNET_", "MAKE"))}
+    environment |= {"TRESNET_HOST": host, "TRESNET_PORT": str(port)}
+    environment |= {"TRESNET_TRITON_URL": f"grpc://{server.triton_address()}"}
+    environment.pop("PORT", None)
+    said = tmp_path / "said"
+    with said.open("w") as out, (tmp_path / "serve.log").open("w") as log:
+        serving = subprocess.Popen(
+            ["make", "-o", ".venv/.installed", "serve"],
+            cwd=tmp_path, env=environment, stdout=out, stderr=log, start_new_session=True,
+        )  # fmt: skip
+    try:
+        until(lambda: "Ctrl-C" in said.read_text() or serving.poll() is not None, "it says nothing", 30)
+        assert f"http://[::1]:{port} in a browser" in said.read_text()
+        assert httpx.get(f"http://[::1]:{port}/readyz").status_code == 200
+    finally:
+        os.killpg(serving.pid, signal.SIGINT)
+        serving.wait(60)
