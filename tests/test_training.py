@@ -24,6 +24,7 @@ from training.metrics import (
     precision_recall_f1,
     to_scores,
 )
+from training.optimizer import create_optimizer, create_schedule
 from training.recipes import find_recipe
 from training.report import write_report
 from training.runlog import RunLog
@@ -148,6 +149,23 @@ def test_calibration_and_thresholds_travel_with_the_model(tmp_path: Path) -> Non
     with torch.no_grad():
         logits = build_model(load_checkpoint(path))(pixels.permute(0, 3, 1, 2) / 255)
     assert torch.allclose(scores, (logits / 2.5).sigmoid(), atol=1e-4)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 5, 9, 10, 11])
+@pytest.mark.parametrize("recipe", ["transfer", "coco", "digits"])
+def test_however_few_steps_learn(recipe: str, steps: int) -> None:
+    chosen = find_recipe(recipe)
+    optimizer = create_optimizer(torch.nn.Linear(1, 1), chosen)
+    schedule = create_schedule(optimizer, chosen, steps)
+    rates = []
+    for _ in range(steps):
+        rates.append(schedule.get_last_lr()[0] / chosen.learning_rate)
+        optimizer.step()
+        schedule.step()
+    highest = max(rates)
+    assert highest > 0.5
+    assert rates.index(highest) <= max(1, chosen.rise * steps)
+    assert rates[rates.index(highest) :] == sorted(rates[rates.index(highest) :], reverse=True)
 
 
 @pytest.mark.parametrize(

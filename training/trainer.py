@@ -23,7 +23,7 @@ from training.data import DataSet, all_targets
 from training.distributed import World
 from training.evaluation import calibrate, judge, predict, to_input
 from training.losses import asymmetric_loss
-from training.optimizer import create_optimizer
+from training.optimizer import create_optimizer, create_schedule
 from training.recipes import Recipe
 from training.runlog import RunLog
 from tresnet.checkpoint import Checkpoint, ModelFacts, initialise, load_checkpoint, save_checkpoint
@@ -89,9 +89,7 @@ class Trainer:
             self.parallel = DistributedDataParallel(self.model, broadcast_buffers=False)
         self.average = moving_average(self.model, recipe.ema) if recipe.ema is not None else None
         self.optimizer = create_optimizer(self.model, recipe)
-        self.schedule = torch.optim.lr_scheduler.OneCycleLR(
-            self.optimizer, recipe.learning_rate, self.steps, pct_start=recipe.rise
-        )
+        self.schedule = create_schedule(self.optimizer, recipe, self.steps)
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=recipe.precision == "fp16")
         self.step, self.best_score = 0, -1.0
         self.spent_s, self.began_at = 0.0, time.monotonic()
