@@ -38,6 +38,7 @@ def evaluate(
         Path | None,
         typer.Option(help="Write the confusion matrix, the calibration and the table of labels here.", metavar="DIR"),
     ] = None,
+    skip_bad: Annotated[bool, typer.Option(help="Go on without pictures that cannot be read.")] = False,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="JSON alone.")] = False,
 ) -> None:
@@ -60,7 +61,9 @@ def evaluate(
         with joined(choose_device(device)) as world:
             loaded = load_checkpoint(checkpoint, task=task, image_size=image_size)
             workers = loading_processes(world.device)
-            evaluation = evaluate_checkpoint(loaded, world, where=data, image_size=image_size, workers=workers)
+            evaluation = evaluate_checkpoint(
+                loaded, world, where=data, image_size=image_size, workers=workers, skip_bad=skip_bad
+            )
             if not world.is_first:
                 return
         if report is not None:

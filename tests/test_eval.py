@@ -60,10 +60,17 @@ def test_held_out_pictures_are_found_again(run: Path) -> None:
         assert all(one.returncode or "top-1 accuracy" in one.stdout for one in done)
         return [(one.returncode, json.loads((one.stdout.splitlines() or ["{}"])[-1]), one.stderr) for one in done]
 
-    own, others = evaluate(("run/best.pt",), ("run/best.pt", "--data", "others"))
+    cut = run / "others" / "tails" / "7.png"
+    cut.write_bytes(cut.read_bytes()[:1000])
+    (run / "others" / "tails" / "8.png").write_text("no picture")
+    calls = [("run/best.pt",), ("run/best.pt", "--data", "others"), ("run/best.pt", "--data", "others", "--skip-bad")]
+    own, damaged, others = evaluate(*calls)
     assert (own[1]["images"], own[1]["top1"]) == (4, counts.trace() / 4)
+    assert (damaged[0], "2 of 40 pictures cannot be read; --skip-bad goes on without:" in damaged[2]) == (2, True)
+    named = [line.split(": ")[0] for line in damaged[2].splitlines()[-2:]]
+    assert named == ["  others/tails/7.png", "  others/tails/8.png"]
     assert "the 4 of 40 pictures in coins that the run held out" in own[2]
-    assert (others[1]["images"], "all 40 pictures in others" in others[2]) == (40, True)
+    assert (others[1]["images"], "all 40 pictures in others" in others[2]) == (38, True)
 
     (run / "coins").rename(run / "moved")
     (run / "moved" / "heads" / "new.png").write_bytes((run / "others" / "heads" / "0.png").read_bytes())

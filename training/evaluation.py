@@ -23,7 +23,7 @@ from training.metrics import (
     expected_calibration_error,
     to_scores,
 )
-from training.pictures import Pictures
+from training.pictures import Pictures, without_bad
 from training.recipes import find_recipe
 from tresnet.checkpoint import Checkpoint, ModelFacts, build_model
 from tresnet.errors import UserError
@@ -104,8 +104,11 @@ def evaluate_checkpoint(
     pictures: Pictures | None = None,
     image_size: int | None = None,
     workers: int = 0,
+    skip_bad: bool = False,
 ) -> Evaluation:
     """Judge a checkpoint on ``pictures``, on those at ``where``, or on those that its run held out.
+
+    All but ``pictures`` are decoded once beforehand, to see that they can be.
 
     Raises:
         UserError: if the data cannot be used.
@@ -119,7 +122,7 @@ def evaluate_checkpoint(
         except ValidationError as error:
             raise UserError(f"an image size of {image_size} cannot be: {error.errors()[0]['msg']}") from error
     if pictures is None:
-        pictures = _held_out(checkpoint, where)
+        pictures = without_bad(_held_out(checkpoint, where), skip_bad=skip_bad, world=world)
     pictures = pictures.relabelled(facts.labels)
     if not tags and any(len(target) != 1 for target in pictures.targets):
         raise UserError("the data has pictures without a label or with several, and the checkpoint gives one label")

@@ -15,11 +15,12 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
+from rich.console import Console
 from rich.progress import track
 
 from training.distributed import World
@@ -28,6 +29,7 @@ from tresnet.picture import PictureError, Preprocessing, prepare
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
 Pixels = npt.NDArray[np.uint8]
 SPLITS = {
     "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val",
@@ -92,6 +94,12 @@ def encode_png(picture: Pixels) -> bytes:
     return buffer.getvalue()
 
 
+def bar(items: Iterable[T], what: str, total: int, *, silent: bool = False) -> Iterable[T]:
+    """``items``, with a bar on a terminal that tells how many of ``total`` went through; stdout is for answers."""
+    console = Console(stderr=True)
+    return track(items, what, total, transient=True, console=console, disable=silent or not console.is_terminal)
+
+
 def without_bad(pictures: Pictures, *, skip_bad: bool, world: World) -> Pictures:
     """``pictures``, each of them decoded once to see that it can be; the run's processes share the work.
 
@@ -109,9 +117,7 @@ def without_bad(pictures: Pictures, *, skip_bad: bool, world: World) -> Pictures
 
     with ThreadPoolExecutor() as pool:
         own = range(world.rank, len(pictures), world.size)
-        told = track(
-            pool.map(fault, own), "looking at every picture", len(own), transient=True, disable=not world.is_first
-        )
+        told = bar(pool.map(fault, own), "looking at every picture", len(own), silent=not world.is_first)
         mine = {index: reason for index, reason in zip(own, told, strict=True) if reason}
     faults = dict(sorted(item for part in world.gather(mine) for item in part.items()))
     if not faults:

@@ -8,9 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.progress import track
-
-from training.pictures import Pictures, as_list, in_order, reading, split_of
+from training.pictures import Pictures, as_list, bar, in_order, reading, split_of
 from tresnet.folders import PICTURE_SUFFIXES
 
 
@@ -33,7 +31,7 @@ def read_shards(root: Path, shards: list[Path]) -> dict[str, Pictures]:
     names_file = root / "labels.txt"
     names = names_file.read_text(encoding="utf-8").splitlines() if names_file.exists() else None
     found: dict[str, list[tuple[str, _Member, list[str]]]] = {}
-    for shard in track(shards, "indexing shards", transient=True):
+    for shard in bar(shards, "indexing shards", len(shards)):
         split = split_of(shard.stem.split("-")[0])
         with reading(shard):
             found.setdefault(split, []).extend(_members(shard, names))
