@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import resource
 import secrets
 import shutil
@@ -12,13 +13,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import TRESNET, run_tresnet
+from conftest import TRESNET, run_tresnet, until
 from PIL import Image
 from sklearn.datasets import load_digits
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -71,29 +73,41 @@ def whole(folder: Path) -> Path:
     return folder.parent / "whole"
 
 
-@pytest.mark.parametrize(("ending", "epoch"), [(signal.SIGKILL, 1), (signal.SIGINT, 0)], ids=["SIGKILL", "SIGINT"])
+def wait_for_steps(process: subprocess.Popen[bytes], run: Path, steps: int, said: Path) -> None:
+    log, deadline = run / "metrics.jsonl", time.monotonic() + 200
+    while not log.exists() or log.read_text().count('"step"') < steps:
+        assert process.poll() is None, said.read_text()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize(("ending", "epoch"), [(signal.SIGKILL, 1), (signal.SIGINT, 0), (signal.SIGTERM, 0)], ids=str)
 def test_an_interrupted_run_ends_with_the_same_bits(whole: Path, ending: signal.Signals, epoch: int) -> None:
-    """Killed in the second epoch, it goes on from the first one's checkpoint; asked to stop, from the very step."""
+    """Killed in the second epoch, it goes on from the first one's checkpoint; asked to stop, from the very step.
+
+    Such a request reaches the processes that load pictures, too, as a terminal's and a scheduler's do.
+    """
     out = whole.parent / f"cut-{ending.name}"
-    arguments = ("train", "transfer", "--data", "digits", "--out", out.name, *OPTIONS)
+    arguments = ("train", "transfer", "--data", "digits", "--out", out.name, *OPTIONS, "--workers", 2)
     steps = len([line for line in (whole / "metrics.jsonl").read_text().splitlines() if '"step"' in line])
     stop_after = steps // 3 * epoch + secrets.randbelow(steps // 3) + 1
     said = whole.parent / f"{out.name}.log"
     with said.open("w") as stderr:
-        process = subprocess.Popen([TRESNET, *arguments], cwd=whole.parent, stderr=stderr)
-    log, deadline = out / "metrics.jsonl", time.monotonic() + 200
-    while not log.exists() or log.read_text().count('"step"') < stop_after:
-        assert process.poll() is None, said.read_text()
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    process.send_signal(ending)
-    assert process.wait(100) in (-signal.SIGKILL, 130)
+        command = [TRESNET, *map(str, arguments)]
+        process = subprocess.Popen(command, cwd=whole.parent, stderr=stderr, start_new_session=True)
+    wait_for_steps(process, out, stop_after, said)
+    if ending == signal.SIGKILL:
+        process.kill()
+    else:
+        os.killpg(process.pid, ending)
+    assert process.wait(100) == (-signal.SIGKILL if ending == signal.SIGKILL else 130), said.read_text()
+    until(lambda: not group_lives(process.pid), "the processes that load pictures are gone", 30)
     saved_step = torch.load(out / "last.pt", weights_only=True)["training"]["step"]
-    assert saved_step >= (stop_after if ending == signal.SIGINT else steps // 3)
+    assert saved_step >= (stop_after if ending != signal.SIGKILL else steps // 3)
     resumed = run_tresnet(*arguments, "--resume", cwd=whole.parent)
     assert resumed.returncode == 0, resumed.stderr
     assert_same_bits(whole, out)
-    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "step" in line] == list(range(1, steps + 1))
     losses = [
         [json.loads(line).get("loss") for line in (run / "metrics.jsonl").read_text().splitlines()]
@@ -141,18 +155,26 @@ def test_a_run_goes_on_with_the_same_options_only(whole: Path) -> None:
     assert (done.returncode, "other options" in done.stderr) == (2, True), done.stderr
 
 
+def group_lives(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--no-python")
+
+
 def torchrun(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--no-python"]
+    command = [*TORCHRUN, *map(str, arguments)]
     environment = os.environ | {"MASTER_ADDR": "127.0.0.1", "GLOO_SOCKET_IFNAME": "lo"}
-    return subprocess.run(
-        [*command, TRESNET, *map(str, arguments)],
-        cwd=cwd, env=environment, capture_output=True, text=True, timeout=280, check=False,
-    )  # fmt: skip
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=280, check=False)
 
 
 def test_two_processes_find_the_same_figures_as_one(whole: Path) -> None:
     arguments = ("eval", "whole/best.pt", "--data", "digits", "--json")
-    one, two = run_tresnet(*arguments, cwd=whole.parent), torchrun(*arguments, cwd=whole.parent)
+    one, two = run_tresnet(*arguments, cwd=whole.parent), torchrun(TRESNET, *arguments, cwd=whole.parent)
     assert one.returncode == two.returncode == 0, one.stderr + two.stderr
     figures = [json.loads(done.stdout) for done in (one, two)]
     assert figures[0]["images"] == 130  # three batches, which two processes cannot share evenly
@@ -160,14 +182,36 @@ def test_two_processes_find_the_same_figures_as_one(whole: Path) -> None:
 
 
 def test_two_processes_train_one_model(whole: Path) -> None:
-    done = torchrun(
-        "train", "transfer", "--data", "digits", "--out", "two", *OPTIONS, "--accumulate", 2, cwd=whole.parent
-    )
+    """On two machines that share no disk, one of which is asked to stop."""
+    nodes = [whole.parent / f"node{rank}" for rank in (0, 1)]
+    for node in nodes:
+        node.mkdir()
+    there = whole.parent / "on_its_node.sh"
+    there.write_text('cd node$RANK && echo $$ > pid && exec "$@"')
+    options = ("--data", whole.parent / "digits", "--out", "run", *OPTIONS, "--accumulate", 2, "--workers", 1)
+    arguments = ("sh", there, TRESNET, "train", "transfer", *options, "--resume")
+    log = nodes[0] / "run" / "metrics.jsonl"
+    with ThreadPoolExecutor(1) as pool:
+        begun = pool.submit(torchrun, *arguments, cwd=whole.parent)
+        until(lambda: begun.done() or (log.exists() and '"step"' in log.read_text()), "the first step", 200)
+        os.killpg(int((nodes[1] / "pid").read_text()), signal.SIGTERM)
+        stopped = begun.result()
+    assert "stopped; go on with" in stopped.stderr, stopped.stderr
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    saved = torch.load(nodes[0] / "run" / "last.pt", weights_only=True)["training"]["step"]
+    assert [line["step"] for line in lines if "step" in line][-1] == saved
+
+    done = torchrun(*arguments, cwd=whole.parent)
     assert done.returncode == 0, done.stderr
-    lines = [json.loads(line) for line in (whole.parent / "two" / "metrics.jsonl").read_text().splitlines()]
+    assert f"resuming after step {saved} of 12" in done.stderr
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
     alone = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
     assert [line.get("step") for line in lines] == [line.get("step") for line in alone]
     assert lines[-1]["val_top1"] >= 0
+    assert not list((nodes[1] / "run").iterdir())
+    own, other = re.findall(r"on 130 held-out pictures top-1 accuracy ([0-9.]+) %", done.stderr)
+    judged = run_tresnet("eval", "node0/run/best.pt", "--data", "digits", "--json", cwd=whole.parent)
+    assert own == other == f"{json.loads(judged.stdout)['top1']:.1%}".removesuffix("%")
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])

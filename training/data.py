@@ -26,6 +26,7 @@ from training.held_out import remember
 from training.layouts import open_pictures
 from training.pictures import Pictures, Pixels, without_bad
 from training.recipes import Recipe
+from training.stopping import leave_stops_to_parent
 from tresnet.checkpoint import HeldOut
 from tresnet.errors import UserError
 from tresnet.picture import Preprocessing, prepare
@@ -262,6 +263,7 @@ def _loader(samples: _Samples, batches: Any, workers: int) -> DataLoader[tuple[T
         num_workers=workers,
         multiprocessing_context=context,
         pin_memory=torch.cuda.is_available(),
+        worker_init_fn=leave_stops_to_parent,
     )
 
 

@@ -7,14 +7,18 @@ environment, on one machine or on several; without it a run is one process.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import nn
+
+from tresnet.errors import UserError
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -38,13 +42,32 @@ class World:
         dist.all_gather_object(parts, part)
         return parts
 
-    def agree(self, value: Any) -> Any:
-        """The first process's ``value``, in every process."""
+    def of_first(self, read: Callable[[], T]) -> T:
+        """What ``read`` gives in the first process, whose disk the others may not see, in every process.
+
+        Raises:
+            UserError, OSError: in every process what ``read`` raises in the first.
+        """
         if self.size == 1:
-            return value
-        box = [value]
-        dist.broadcast_object_list(box)
-        return box[0]
+            return read()
+        told: list[Any] = [None]
+        if self.is_first:
+            try:
+                told = [read()]
+            except (UserError, OSError) as error:
+                told = [error]
+        dist.broadcast_object_list(told)
+        if isinstance(told[0], (UserError, OSError)):
+            raise told[0]
+        return told[0]  # type: ignore[no-any-return]
+
+    def any(self, here: bool) -> bool:
+        """Whether it is so in one process at least."""
+        if self.size == 1:
+            return here
+        flag = torch.tensor(int(here), device=self.device)
+        dist.all_reduce(flag, dist.ReduceOp.MAX)
+        return bool(flag)
 
     def share_buffers(self, model: nn.Module) -> None:
         """The first process's running statistics, in every process."""

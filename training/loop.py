@@ -7,12 +7,8 @@ killed goes on from its last checkpoint as if it had not been: on a CPU to the l
 from __future__ import annotations
 
 import logging
-import signal
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
 
 import torch
 
@@ -22,6 +18,7 @@ from training.distributed import World, joined
 from training.evaluation import Evaluation, doubt_in, evaluate_checkpoint
 from training.report import write_report
 from training.runlog import draw_curves
+from training.stopping import stop_requests
 from training.trainer import Run, Trainer
 from tresnet.card import CARD_FILE
 from tresnet.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
@@ -51,14 +48,21 @@ def train(run: Run) -> Evaluation:
 
 
 def _train(run: Run, world: World) -> Evaluation:
+    resumed = world.of_first(lambda: _begun(run))
+    with made(run.out):  # before pictures are looked at, which takes long
+        return _train_in(run, world, resumed)
+
+
+def _begun(run: Run) -> Checkpoint | None:
+    """Where the run is to go on."""
     last = run.out / "last.pt"
     if last.exists() and not run.resume:
         raise UserError(f"{run.out} holds a run already: go on with --resume, or choose another --out")
-    resumed = load_checkpoint(last) if last.exists() else None
-    if run.resume and resumed is None:
+    if last.exists():
+        return load_checkpoint(last)
+    if run.resume:
         logger.info("%s holds no checkpoint yet: starting from the beginning", run.out)
-    with made(run.out):  # before pictures are looked at, which takes long
-        return _train_in(run, world, resumed)
+    return None
 
 
 def _train_in(run: Run, world: World, resumed: Checkpoint | None) -> Evaluation:
@@ -81,20 +85,20 @@ def _train_in(run: Run, world: World, resumed: Checkpoint | None) -> Evaluation:
                     recipe.arch, recipe.image_size, recipe.epochs, trainer.steps, recipe.batch_size)  # fmt: skip
     batches = training_batches(data.train, recipe, len(data.labels), run.seed, trainer.step, run.workers, world)
     saved_at = time.monotonic()
-    with _stop_requests() as asked_to_stop, trainer.run_log() as log:
+    with stop_requests() as asked_to_stop, trainer.run_log() as log:
         for pictures, targets in batches:  # uint8 [B, S, S, 3]; int64 [B] or float32 [B, C]
             figures = trainer.train_step(pictures, targets)
             log.step(trainer.step, figures)
-            if trainer.step % trainer.steps_per_epoch == 0:
+            epoch_ends = trainer.step % trainer.steps_per_epoch == 0
+            if epoch_ends:
                 log.epoch(trainer.step // trainer.steps_per_epoch, trainer.end_epoch(best))
+            stops = world.any(bool(asked_to_stop))
+            if epoch_ends or stops or time.monotonic() - saved_at > run.checkpoint_every_s:
                 trainer.save(last)
                 saved_at = time.monotonic()
-            elif asked_to_stop or time.monotonic() - saved_at > run.checkpoint_every_s:
-                trainer.save(last)
-                saved_at = time.monotonic()
-            if asked_to_stop and trainer.step < trainer.steps:
+            if stops and trainer.step < trainer.steps:
                 raise StoppedError
-    chosen = load_checkpoint(best)
+    chosen = world.of_first(lambda: load_checkpoint(best))
     evaluation = evaluate_checkpoint(chosen, world, pictures=data.test, workers=run.workers)
     if world.is_first:
         draw_curves(run.out)
@@ -105,21 +109,3 @@ def _train_in(run: Run, world: World, resumed: Checkpoint | None) -> Evaluation:
         if (doubt := doubt_in(evaluation)) is not None:
             logger.warning("%s: start from other weights (--init), give more pictures, or train for more epochs", doubt)
     return evaluation
-
-
-@contextmanager
-def _stop_requests() -> Iterator[list[int]]:
-    """The SIGINT and SIGTERM that came; a second one stops at once."""
-    came: list[int] = []
-
-    def remember(number: int, _: Any) -> None:
-        came.append(number)
-        if len(came) > 1:
-            raise KeyboardInterrupt
-
-    before = {number: signal.signal(number, remember) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield came
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
