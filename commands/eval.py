@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 from typing import Annotated
@@ -51,7 +50,7 @@ def evaluate(
 
         from training.distributed import joined
         from training.evaluation import evaluate_checkpoint
-        from training.figures import NAMES, shown
+        from training.figures import NAMES, in_json, shown
         from training.report import write_report
         from tresnet.checkpoint import load_checkpoint
         from tresnet.devices import choose_device, loading_processes
@@ -76,4 +75,4 @@ def evaluate(
         for name in names:
             table.add_row(NAMES[name], shown(name, figures[name]), name)
         out.print(table)
-    typer.echo(json.dumps(figures))
+    typer.echo(in_json(figures))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import run_side_by_side, run_tresnet
+from conftest import random_checkpoint, run_side_by_side, run_tresnet
 
 from training.pictures import encode_png
 
@@ -77,3 +77,14 @@ def test_held_out_pictures_are_found_again(run: Path) -> None:
     gone, moved = evaluate(("run/best.pt",), ("run/best.pt", "--data", str(run / "moved")))
     assert (moved[1]["images"], moved[1]["top1"]) == (4, own[1]["top1"])
     assert (gone[0], "say with --data where it is now" in gone[2], len(gone[2].splitlines())) == (2, True, 1)
+
+
+def test_where_no_picture_has_a_label_there_is_no_precision(tmp_path: Path) -> None:
+    random_checkpoint(tmp_path / "c.pt", task="tag", labels=["a", "b"], size=32, arch="tresnet_s")
+    write_noise(tmp_path, 0)
+    (tmp_path / "labels.csv").write_text("path,labels\nheads/0.png,\ntails/1.png,\n")
+    done = run_tresnet("eval", "c.pt", "--data", "labels.csv", "--task", "tag", cwd=tmp_path)
+    assert (done.returncode, "Warning" in done.stderr) == (0, False), done.stderr
+    figures = json.loads(done.stdout.splitlines()[-1], parse_constant=pytest.fail)
+    assert (figures["map"], figures["cp"], figures["or"]) == (None, None, 0)
+    assert "nan" not in done.stdout

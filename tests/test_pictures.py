@@ -215,6 +215,22 @@ def test_content_of_another_form_is_told_with_its_file(tmp_path: Path) -> None:
             open_pictures(str(tmp_path / folder))
 
 
+def test_splits_that_nothing_can_be_measured_on_are_refused_before_the_first_step(tmp_path: Path) -> None:
+    for number in range(3):
+        write(tmp_path / f"{number}.png", PNGS[number])
+    splits = {"val.csv": "0.png,a|b,train\n1.png,,val\n", "test.csv": "0.png,a,train\n1.png,a,val\n2.png,,test\n"}
+    for name, rows in splits.items():
+        (tmp_path / name).write_text(f"path,labels,split\n{rows}")
+    calls = {
+        ("coco", "val.csv"): "none of the 1 validation pictures has a label",
+        ("coco", "test.csv"): "none of the 1 test pictures has a label",
+        ("transfer", "test.csv"): "pictures without a label or with several",
+    }
+    arguments = [("train", recipe, "--data", data, "--batch-size", 2, "--out", "run") for recipe, data in calls]
+    for expected, done in zip(calls.values(), run_side_by_side(arguments, cwd=tmp_path), strict=True):
+        assert (done.returncode, expected in done.stderr, "Traceback" in done.stderr) == (2, True, False), done.stderr
+
+
 def test_pictures_that_cannot_be_read_are_named_or_skipped(tmp_path: Path) -> None:
     for number, png in enumerate(PNGS):
         write(tmp_path / f"cat/{number}.png", png)

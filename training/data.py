@@ -164,7 +164,8 @@ def _three_splits(
     train = splits.get("train") or splits.get("all")
     if train is None:
         raise UserError(f"{where} has no training pictures; its splits are {', '.join(splits)}")
-    if recipe.task == "classify" and any(len(target) != 1 for target in train.targets):
+    used = [splits[name] for name in ("train", "all", "val", "test") if name in splits]
+    if recipe.task == "classify" and any(len(target) != 1 for part in used for target in part.targets):
         raise UserError(f"{where} has pictures without a label or with several: train with the recipe coco")
     if recipe.task == "classify" and len(train.labels) < 2:
         raise UserError(f"{where} has one label alone, {train.labels[0]!r}: there is nothing to tell apart")
@@ -173,6 +174,12 @@ def _three_splits(
         train, val = _split(train, min(0.1, 5000 / len(train)), seed)
     if test is None and "all" in splits:
         train, test = _split(train, 0.1, seed)
+    for name, part in (("validation", val), ("test", test)):
+        if part is not None and not any(part.targets):
+            raise UserError(
+                f"{where}: none of the {len(part)} {name} pictures has a label, so that nothing can be measured on "
+                "them: label some, or give another --seed where they were drawn"
+            )
     return train, val.relabelled(train.labels), test.relabelled(train.labels) if test is not None else None
 
 

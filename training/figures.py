@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Mapping, Sequence
 
 NAMES = {
@@ -29,10 +31,17 @@ def in_words(figures: Mapping[str, float], names: Sequence[str]) -> str:
 
 
 def shown(name: str, value: float) -> str:
-    """Shares in percent; errors as what they are measured in."""
+    """Shares in percent; errors as what they are measured in; not-a-number as nothing to measure."""
+    if math.isnan(value):
+        return "–"
     if isinstance(value, int) or name == "seconds":
         return f"{value:,}"
     return f"{value:.1%}".replace("%", " %") if name in _SHARES else f"{value:.3f}"
+
+
+def in_json(figures: Mapping[str, float]) -> str:
+    """In a line; ``null`` where there was nothing to measure, which JSON has no number for."""
+    return json.dumps({name: None if math.isnan(value) else value for name, value in figures.items()})
 
 
 def main_figure(figures: Mapping[str, float]) -> str:

@@ -43,8 +43,13 @@ def average_precisions(scores: Scores, targets: npt.NDArray[np.float32]) -> list
 
 
 def mean_average_precision(scores: Scores, targets: npt.NDArray[np.float32]) -> float:
-    """The mean over labels that occur, of ``[N, C]`` scores and 0/1 targets."""
-    return float(np.nanmean(average_precisions(scores, targets)))
+    """The mean over labels that occur, of ``[N, C]`` scores and 0/1 targets; not-a-number if none does."""
+    precisions = np.asarray(average_precisions(scores, targets))
+    return _mean(precisions[~np.isnan(precisions)])
+
+
+def _mean(values: npt.NDArray[Any]) -> float:
+    return float(values.mean()) if len(values) else float("nan")
 
 
 def precision_recall_f1(
@@ -52,13 +57,14 @@ def precision_recall_f1(
 ) -> dict[str, float]:
     """ASL's six: ``cp``, ``cr``, ``cf1`` are means over the labels, ``op``, ``or``, ``of1`` over all decisions.
 
-    A label that is never chosen has precision 0, as there. ``cf1`` is of the two means.
+    A label that is never chosen has precision 0, as there. ``cf1`` is of the two means. The means are not-a-number if
+    no label occurs.
     """
     chosen = scores >= thresholds
     right, said, there = (chosen * targets).sum(0), chosen.sum(0), targets.sum(0)
     occurs = there > 0
-    cp = float((right[occurs] / np.maximum(said[occurs], 1)).mean())
-    cr = float((right[occurs] / there[occurs]).mean())
+    cp = _mean(right[occurs] / np.maximum(said[occurs], 1))
+    cr = _mean(right[occurs] / there[occurs])
     op, or_ = float(right.sum() / max(said.sum(), 1)), float(right.sum() / max(there.sum(), 1))
     f1 = [2 * p * r / (p + r) if p + r else 0.0 for p, r in ((cp, cr), (op, or_))]
     return {"cp": cp, "cr": cr, "cf1": f1[0], "op": op, "or": or_, "of1": f1[1]}
