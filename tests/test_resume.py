@@ -155,6 +155,27 @@ def test_a_run_goes_on_with_the_same_options_only(whole: Path) -> None:
     assert (done.returncode, "other options" in done.stderr) == (2, True), done.stderr
 
 
+def test_initial_weights_bring_no_head_of_other_labels_and_are_told_after_a_resume(whole: Path) -> None:
+    """As many letters as digits; of a run that has ended a resume writes the card anew."""
+    for split in ("train", "val", "test"):
+        (whole.parent / "letters" / split).mkdir(parents=True)
+        for digit, letter in enumerate("abcdefghij"):
+            folder = whole.parent / "digits" / split / str(digit)
+            if folder.exists():
+                (whole.parent / "letters" / split / letter).symlink_to(folder)
+    arguments = ("train", "transfer", "--data", "letters", "--out", "letters-run", *OPTIONS, "--epochs", 1)
+    begun = run_tresnet(*arguments, "--init", "whole/best.pt", cwd=whole.parent)
+    assert begun.returncode == 0, begun.stderr
+    assert "initialised from whole/best.pt; fresh: head.bias, head.weight" in begun.stderr
+    other = run_tresnet(*arguments, "--resume", "--init", "whole/last.pt", cwd=whole.parent)
+    assert (other.returncode, "the same recipe, seed, sizes, initial weights" in other.stderr) == (2, True), (
+        other.stderr
+    )
+    done = run_tresnet(*arguments, "--resume", cwd=whole.parent)
+    assert done.returncode == 0, done.stderr
+    assert "| initial weights | best.pt |" in (whole.parent / "letters-run" / "model_card.md").read_text()
+
+
 def group_lives(group: int) -> bool:
     try:
         os.killpg(group, 0)

@@ -32,6 +32,8 @@ from tresnet.checkpoint import ModelFacts, build_model, initialise, load_checkpo
 from tresnet.model import create_model
 from tresnet.picture import Preprocessing
 
+HEAD = ["head.bias", "head.weight"]
+
 
 def test_a_run_is_whole_and_better_than_chance(models: Path) -> None:
     run = models / "runs" / "digits"
@@ -201,9 +203,22 @@ def test_initial_weights_keep_what_the_network_computes(tmp_path: Path, source: 
     path = tmp_path / "c.pt"
     save_checkpoint(path, ModelFacts(**facts, preprocessing=Preprocessing(image_size=32)), trained.state_dict())
     fresh = create_model("tresnet_s", 4, target, block_slope=0.2)
-    assert initialise(fresh, load_checkpoint(path), inplace_abn=target != "bn") == []
+    assert initialise(fresh, load_checkpoint(path), list("abcd"), inplace_abn=target != "bn") == []
     x = torch.rand(2, 3, 32, 32)
     with torch.no_grad():
         assert torch.allclose(trained.eval()(x), fresh.eval()(x), atol=1e-4)
     other = create_model("tresnet_s", 7, target)
-    assert initialise(other, load_checkpoint(path), inplace_abn=target != "bn") == ["head.bias", "head.weight"]
+    assert initialise(other, load_checkpoint(path), list("abcdefg"), inplace_abn=target != "bn") == HEAD
+
+
+@pytest.mark.parametrize("recipe", ["transfer", None])
+@pytest.mark.parametrize("labels", ["abcd", "abdc", "abce", "wxyz"])
+def test_a_head_is_that_of_its_labels(tmp_path: Path, recipe: str | None, labels: str) -> None:
+    """Published weights, which are of no recipe, may name the same classes otherwise than folders do."""
+    how = Preprocessing(image_size=32)
+    facts = ModelFacts(arch="tresnet_s", task="classify", labels=list("abcd"), preprocessing=how, recipe=recipe)
+    save_checkpoint(tmp_path / "c.pt", facts, create_model("tresnet_s", 4, "own").state_dict())
+    fresh = create_model("tresnet_s", 4, "own")
+    kept = labels == "abcd" or (recipe is None and labels == "wxyz")
+    expected = [] if kept else HEAD
+    assert initialise(fresh, load_checkpoint(tmp_path / "c.pt"), list(labels), inplace_abn=True) == expected

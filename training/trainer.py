@@ -91,6 +91,7 @@ class Trainer:
         self.optimizer = create_optimizer(self.model, recipe)
         self.schedule = create_schedule(self.optimizer, recipe, self.steps)
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=recipe.precision == "fp16")
+        self.init = run.init.name if run.init is not None else None
         self.step, self.best_score = 0, -1.0
         self.spent_s, self.began_at = 0.0, time.monotonic()
 
@@ -116,7 +117,7 @@ class Trainer:
         return Making(
             recipe=self.recipe,
             seed=self.run.seed,
-            init=self.run.init.name if self.run.init is not None else None,
+            init=self.init,
             steps=self.step,
             seconds=self.seconds,
             device=device_name(self.world.device),
@@ -133,7 +134,7 @@ class Trainer:
             facts.arch, len(facts.labels), norm, stem_slope=facts.stem_slope, block_slope=facts.block_slope
         )
         if init is not None:
-            fresh = initialise(model, init, inplace_abn=facts.inplace_abn)
+            fresh = initialise(model, init, facts.labels, inplace_abn=facts.inplace_abn)
             logger.info("initialised from %s; fresh: %s", self.run.init, ", ".join(fresh) or "nothing")
         return model.to(self.world.device, memory_format=self.memory_format)  # type: ignore[call-overload,no-any-return]
 
@@ -227,6 +228,7 @@ class Trainer:
             "seconds": self.seconds,
             "best_score": self.best_score,
             "recipe": _as_plain(self.recipe),
+            "init": self.init,
             "pictures": len(self.data.train),
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
@@ -244,10 +246,11 @@ class Trainer:
         """
         state = checkpoint.training or {}
         same = (state.get("recipe"), state.get("pictures")) == (_as_plain(self.recipe), len(self.data.train))
-        if checkpoint.facts != self.facts or not same:
+        began_with = state.get("init", self.init)
+        if checkpoint.facts != self.facts or not same or self.init not in (None, began_with):
             raise UserError(
                 f"{checkpoint.path} is of a run with other options or data: resume it with the same recipe, seed, "
-                "sizes and data"
+                "sizes, initial weights and data"
             )
         self.model.load_state_dict(checkpoint.weights)
         self.optimizer.load_state_dict(state["optimizer"])
@@ -256,6 +259,7 @@ class Trainer:
         if self.average is not None:
             self.average.load_state_dict(state["average"])
         torch.set_rng_state(state["rng"])
+        self.init = began_with
         self.step, self.best_score = int(state["step"]), float(state["best_score"])
         self.spent_s = float(state["seconds"])
         logger.info("resuming after step %d of %d", self.step, self.steps)

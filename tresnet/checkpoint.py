@@ -225,16 +225,19 @@ def build_model(checkpoint: Checkpoint, norm: Norm | None = None) -> TResNet:
     return model.eval()
 
 
-def initialise(model: TResNet, checkpoint: Checkpoint, *, inplace_abn: bool) -> list[str]:
-    """Give a fresh ``model`` the checkpoint's weights, its head's too if it fits; returns what stayed fresh.
+def initialise(model: TResNet, checkpoint: Checkpoint, labels: list[str], *, inplace_abn: bool) -> list[str]:
+    """Give a fresh ``model`` for ``labels`` the checkpoint's weights; returns what stayed fresh.
 
-    ``inplace_abn`` says which norm layers ``model`` has; scales are converted where the checkpoint has the other kind.
+    Its head is the checkpoint's if the labels are, in their order. ``inplace_abn`` says which norm layers ``model``
+    has; scales are converted where the checkpoint has the other kind.
 
     Raises:
         CheckpointError: if the checkpoint is of another architecture, or has batch norms with negative scales where
             ``model`` has InPlace-ABN, which cannot express them.
     """
     weights, own = dict(checkpoint.weights), model.state_dict()
+    if not _has_labels(checkpoint.facts, labels):
+        weights = {key: value for key, value in weights.items() if not key.startswith("head.")}
     if checkpoint.facts.inplace_abn != inplace_abn:
         for key in [key for key in weights if key.endswith("abn.weight")]:
             weights[key] = _other_scale(weights[key], checkpoint, inplace_abn=inplace_abn)
@@ -244,6 +247,12 @@ def initialise(model: TResNet, checkpoint: Checkpoint, *, inplace_abn: bool) -> 
         raise CheckpointError(f"{checkpoint.path} is of another architecture: {misfits[0]} does not fit")
     model.load_state_dict(fitting, strict=False)
     return fresh
+
+
+def _has_labels(facts: ModelFacts, labels: list[str]) -> bool:
+    """Published weights have no names for their classes, or others than folders have: there the number must do."""
+    is_published = facts.recipe is None
+    return facts.labels == labels or (is_published and not set(facts.labels) & set(labels))
 
 
 def _other_scale(weight: torch.Tensor, checkpoint: Checkpoint, *, inplace_abn: bool) -> torch.Tensor:
