@@ -8,10 +8,12 @@ PORT ?= 8080
 
 .PHONY: help serve models setup setup-dev inplace-abn test fuzz soak check check-deploy render page-picture bench bench-gpu wrk chromium e2e clean
 
-serve: models  ## train and export what is missing, then serve on http://127.0.0.1:8080
+serve: setup  ## train and export what is missing, then serve on http://127.0.0.1:8080
+	@PYTHONPATH=. $(BIN)/python deploy/serve.py check
+	@$(MAKE) --no-print-directory models
 	@PYTHONPATH=. $(BIN)/python deploy/serve.py
 
-models: setup
+models: setup  ## train and export the two demo models, if there is no model
 	@if [ -z "$$(find $(MODELS) -mindepth 2 -maxdepth 2 -name config.pbtxt)" ]; then \
 		$(MAKE) --no-print-directory $(MODELS)/digits/config.pbtxt $(MODELS)/multidigits/config.pbtxt; fi
 

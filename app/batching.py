@@ -2,10 +2,10 @@
 
 An item leaves at once while fewer than ``batches_in_flight`` batches run. While all run, items queue, and the
 next batch is whatever has queued meanwhile, up to ``max_batch_size``: batches grow with the load by
-themselves, and there is no delay to tune. The stage before counts too: while items that are announced
-(:meth:`Batcher.expect`) wait there for their turn, the load is more than it can take, an item's own wait is decided
-there, and a small batch would only make it longer; so a batch is held for a moment until it has some company. So is
-one that would follow upon another at once: those whom the last batch answered are about to ask again.
+themselves, and there is no delay to tune. The stage before counts too: what a small batch costs by itself is taken from
+it, so one is held for a moment while items are announced (:meth:`Batcher.expect`), and for longer while they wait there
+for their turn: then an item's own wait is decided there. So is one that would follow upon another at once: those whom
+the last batch answered are about to ask again.
 Items whose caller has left or whose deadline has passed are dropped when a batch is formed, before they cost anything.
 """
 
@@ -23,6 +23,8 @@ from app.errors import DeadlineError
 _COMPANY = 8
 """Items at which what a batch costs by itself no longer shows."""
 _LONGEST_HOLD_S = 0.02
+_COMING_HOLD = 2.0
+"""Share of a run that a small batch waits for items that are announced."""
 _FOLLOWER_HOLD = 0.25
 """Share of a run that a batch waits for company, from the end of the last run, while another one runs."""
 _RETURNING_HOLD = 0.1
@@ -138,8 +140,9 @@ class Batcher(Generic[Item, Result]):
         if len(self._queue) >= self._max_batch_size:
             return 0.0
         until = self._last_end + self._hold_after_a_run()
-        if self._expected and len(self._queue) < _COMPANY and self._is_backlogged():
-            until = max(until, next(iter(self._queue)).queued_at + _LONGEST_HOLD_S)
+        if self._expected and len(self._queue) < _COMPANY:
+            hold_s = _LONGEST_HOLD_S if self._is_backlogged() else min(_COMING_HOLD * self._run_s, _LONGEST_HOLD_S)
+            until = max(until, next(iter(self._queue)).queued_at + hold_s)
         return until
 
     def _hold_after_a_run(self) -> float:

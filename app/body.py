@@ -7,16 +7,18 @@ import base64
 import binascii
 import re
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
 from python_multipart.multipart import parse_options_header
-from starlette.datastructures import Headers, UploadFile
+from starlette.datastructures import FormData, Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect, Request
 
 from app.errors import DeadlineError, RequestError, ServiceError
+from app.parameters import LONGEST_SHOWN
 from app.settings import Settings
 
 _MAX_JSON_ITEMS = 100_000
@@ -25,6 +27,8 @@ _SLICE_BYTES = 2**18
 _LONGEST_ID = 4096
 _BOUNDARY = re.compile(rb'[^\x00-\x1f"\\\x7f-\xff]{1,200}')
 """Most commas and brackets in a JSON body: each may become an object of some hundred bytes."""
+_JSON_FORM = """{"images": [{"b64": "…"}]}, and optionally "model", "version" and "parameters": {"top_k": 1}"""
+_LINE_ENDS = str.maketrans("", "", " \t\r\n")
 _CURL_TYPE = "application/x-www-form-urlencoded"
 _RAW_TYPES = {"", "application/octet-stream", _CURL_TYPE}
 
@@ -66,7 +70,7 @@ async def read_body(request: Request, settings: Settings, take: Callable[[int], 
     data = await _read_bytes(request, settings, take, deadline)
     if not data:
         raise RequestError(400, "empty_body", "the body is empty: send a picture")
-    if is_json:
+    if is_json or (media_type in _RAW_TYPES and data.startswith(b"{")):  # as no picture begins
         body = _from_json(data, settings)
     elif is_multipart:
         body = await _from_multipart(request, data, settings)
@@ -150,9 +154,23 @@ async def _from_multipart(request: Request, data: bytes, settings: Settings) -> 
             raise RequestError(400, "missing_image", "the part named 'image' must be a file: with curl, -F image=@FILE")
         _check_count(len(parts), settings)
         contents = [await part.read() for part in parts if isinstance(part, UploadFile)]
+        parameters = _fields(form)
     finally:
         await form.close()
-    return Body([ImageInput(str(index), content) for index, content in enumerate(contents)])
+    return Body([ImageInput(str(index), content) for index, content in enumerate(contents)], parameters)
+
+
+def _fields(form: FormData) -> dict[str, Any]:
+    """What a form holds beside pictures: parameters, as in a query."""
+    parameters: dict[str, Any] = {}
+    for name in form:
+        if name == "image":
+            continue
+        values = form.getlist(name)
+        if any(isinstance(value, UploadFile) for value in values):
+            raise _malformed(f"the part {name[:40]!r} is a file: pictures are parts named 'image'")
+        parameters[name] = values if len(values) > 1 else values[0]
+    return parameters
 
 
 def _multipart_headers(request: Request) -> Headers:
@@ -171,8 +189,10 @@ def _from_json(data: bytes, settings: Settings) -> Body:
         document = orjson.loads(data)
     except orjson.JSONDecodeError as error:
         raise _malformed(f"the body is not JSON: {error}") from error
-    if not isinstance(document, dict) or set(document) - {"images", "parameters", "model", "version"}:
-        raise _malformed("the JSON body must be an object with images, and optionally parameters, model, version")
+    if not isinstance(document, dict):
+        raise _malformed(f"the JSON body must be an object: {_JSON_FORM}")
+    if unknown := sorted(set(document) - {"images", "parameters", "model", "version"}):
+        raise _malformed(f"unknown {unknown[0][:LONGEST_SHOWN]!r} in the JSON body, which is {_JSON_FORM}")
     images = document.get("images")
     if not isinstance(images, list) or not images:
         raise RequestError(400, "missing_image", "the JSON body has no 'images': a list of objects with 'b64'")
@@ -200,10 +220,16 @@ def _from_entry(index: int, entry: object) -> ImageInput:
         return ImageInput(
             str(identifier), RequestError(422, "url_not_allowed", "fetching pictures by URL is off here: send 'b64'")
         )
-    try:
-        return ImageInput(str(identifier), base64.b64decode(entry["b64"], validate=True))
-    except (binascii.Error, TypeError, ValueError):
-        return ImageInput(str(identifier), RequestError(422, "undecodable_image", "'b64' is not base64 text"))
+    return ImageInput(str(identifier), _decoded(index, entry["b64"]))
+
+
+def _decoded(index: int, text: object) -> bytes | ServiceError:
+    if isinstance(text, str):
+        for form in (text, text.translate(_LINE_ENDS)):  # which the command base64 writes
+            with suppress(binascii.Error, ValueError):
+                return base64.b64decode(form, validate=True)
+    hint = ": leave out what comes before the comma" if isinstance(text, str) and text.startswith("data:") else ""
+    return RequestError(422, "undecodable_image", f"images[{index}].b64 is not base64 text{hint}")
 
 
 def _malformed(detail: str) -> RequestError:

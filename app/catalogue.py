@@ -118,7 +118,9 @@ class Catalogue:
                 raise UnavailableError("model_not_ready", f"no model for /{task} is ready; try again")
             raise RequestError(404, "unknown_model", f"no model for /{task} is served")
         if len(names) > 1:
-            raise RequestError(422, "model_required", f"choose a model for /{task}: {', '.join(names)}")
+            raise RequestError(
+                422, "model_required", f"choose a model for /{task} by the parameter 'model': {', '.join(names)}"
+            )
         return names[0]
 
     def named(self, name: str, version: str | None) -> ServedModel:

@@ -184,7 +184,7 @@ def question(task: str, parameters: type[Parameters]) -> dict[str, Any]:
             "required": True,
             "description": "JPEG, PNG, WebP, GIF, BMP, TIFF or AVIF, whatever is declared; the first frame of "
             f"animations. One picture's bytes: `curl --data-binary @a.jpg …/{task}`. Or several as a form: "
-            f"`curl -F image=@a.jpg -F image=@b.png …/{task}`. Or JSON.",
+            f"`curl -F image=@a.jpg -F image=@b.png …/{task}`, whose other fields are parameters. Or JSON.",
             "content": {
                 "image/*": picture,
                 "application/octet-stream": picture,

@@ -47,7 +47,7 @@ _STATUSES: dict[int, tuple[str, dict[str, str]]] = {
         {
             "undecodable_image": "this is no picture of a kind that can be read",
             "bad_parameter": "top_k: Input should be greater than or equal to 1",
-            "model_required": "choose a model for /classify: digits, imagenet",
+            "model_required": "choose a model for /classify by the parameter 'model': digits, imagenet",
             "url_not_allowed": "fetching pictures by URL is off here: send 'b64'",
             "url_unreachable": "the picture cannot be fetched: the server answered 404",
         },

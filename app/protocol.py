@@ -8,9 +8,13 @@ clients.
 from __future__ import annotations
 
 import asyncio
+import uuid
 from typing import Any
 
+import orjson
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from app.errors import RequestError, problem
 
 _MAX_HEAD_BYTES = 2**16
 _HEAD_TIMEOUT_S = 10.0
@@ -39,7 +43,15 @@ class BoundedHeadProtocol(HttpToolsProtocol):
         self._head_bytes += len(data)  # a head or a message that ends in this data sets it back
         super().data_received(data)
         if self._in_head and self._head_bytes > _MAX_HEAD_BYTES and not self.transport.is_closing():
-            self.send_400_response("The head of the request is too long.")
+            self.send_400_response(f"the head of the request has more than {_MAX_HEAD_BYTES:,} bytes")
+
+    def send_400_response(self, msg: str) -> None:
+        """A problem document, as whatever else is refused; no application has seen the request."""
+        error = RequestError(400, "malformed_request", msg)
+        content = orjson.dumps(problem(error, instance="", request_id=uuid.uuid4().hex))
+        head = b"HTTP/1.1 400 Bad Request\r\ncontent-type: application/problem+json\r\nconnection: close\r\n"
+        self.transport.write(head + b"content-length: %d\r\n\r\n" % len(content) + content)
+        self.transport.close()
 
     def on_message_begin(self) -> None:
         super().on_message_begin()

@@ -21,19 +21,23 @@ from tresnet.errors import UserError
 
 _BIN = Path(sys.executable).parent
 _DEMOS = {"digits": ("classify", "examples/digit-7.png"), "multidigits": ("tag", "examples/digits-2-5-7.png")}
+_PICTURE = "examples/digit-7.png"
+"""For models of whoever made them: it is there."""
 _LONG_S = 120
 _OWN = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104
 """Where this machine reaches what listens on all its addresses of one kind."""
 
 
 def main() -> None:
-    """Does not return."""
+    """Does not return, unless it is only to ``check`` whether it could serve."""
     try:
         settings = load_settings(port=os.environ.get("PORT") or None)
         check_port(settings, f"PORT={int(settings.port) + 1} make serve")
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    if sys.argv[1:] == ["check"]:  # before three minutes of training
+        return
     demos = [name for name in _DEMOS if (Path(settings.repository) / name).is_dir()]
     os.environ.setdefault("TRESNET_DEFAULT_MODELS", ",".join(demos))
     gateway = os.getpid()
@@ -60,7 +64,10 @@ def _announce(settings: Settings, gateway: int) -> None:
                 print(f"Not ready after {_LONG_S} s: {url}/readyz and logs/triton.log say why.", flush=True)
             time.sleep(0.2)
         names = http.get("/readyz").json()["models"]
-    print(_message(settings, url, names), flush=True)
+        # With API keys set it does not say; then the demo models alone are known.
+        served = http.get("/models").json().get("models", [])
+    tasks = {model["name"]: model["task"] for model in served}
+    print(_message(settings, url, names, tasks), flush=True)
 
 
 def _is_ready(http: httpx.Client) -> bool:
@@ -70,18 +77,18 @@ def _is_ready(http: httpx.Client) -> bool:
         return False
 
 
-def _message(settings: Settings, url: str, names: list[str]) -> str:
+def _message(settings: Settings, url: str, names: list[str], tasks: dict[str, str]) -> str:
     key = ' -H "X-API-Key: $TRESNET_API_KEY"' if settings.api_keys_file else ""
     lines = ["", f"Ready: {url} in a browser, {url}/docs for the API. From another terminal:", ""]
-    demos = [name for name in _DEMOS if name in names]
-    for name in demos:
-        task, picture = _DEMOS[name]
+    examples = {name: example for name, example in _DEMOS.items() if name in names}
+    if not examples:
+        examples = {name: (tasks[name], _PICTURE) for name in names[:1] if name in tasks}
+    for name, (task, picture) in examples.items():
         lines.append(f"  curl{key} --data-binary @{picture} '{url}/{task}?model={name}'")
-    if demos:
-        task, picture = _DEMOS[demos[0]]
+    for name, (task, picture) in list(examples.items())[:1]:
         where = "" if url == "http://127.0.0.1:8080" else f" --url {url}"
-        lines.append(f"  {_shown(_BIN / 'tresnet')} {task} {picture} --model {demos[0]}{where}")
-    if others := sorted(set(names) - set(demos)):
+        lines.append(f"  {_shown(_BIN / 'tresnet')} {task} {picture} --model {name}{where}")
+    if others := sorted(set(names) - set(examples)):
         lines += ["", f"Other models: {', '.join(others)}."]
     return "\n".join([*lines, "", "Ctrl-C stops.", ""])
 

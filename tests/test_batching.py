@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import statistics
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 import pytest
 
@@ -83,3 +83,19 @@ def test_who_was_answered_and_is_on_the_way_is_waited_for_but_not_for_long() -> 
             return await _queued_s(batcher)
 
     assert 0.015 < asyncio.run(wait_s()) < _RUN_S
+
+
+def test_what_is_being_decoded_is_waited_for_in_step_with_a_run() -> None:
+    async def wait_s(model: Callable[[Sequence[int], float], Awaitable[Sequence[int]]]) -> float:
+        batcher = Batcher[int, int](model, max_batch_size=32, batches_in_flight=1)
+        for _ in range(20):
+            await _queued_s(batcher)
+        with batcher.expect():
+            return await _queued_s(batcher)
+
+    async def fast(items: Sequence[int], deadline: float) -> Sequence[int]:
+        await asyncio.sleep(0.003)
+        return items
+
+    assert 0.004 < asyncio.run(wait_s(fast)) < 0.018
+    assert 0.015 < asyncio.run(wait_s(_Model())) < _RUN_S

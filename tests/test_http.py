@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import base64
 import io
+import json
 import struct
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
@@ -147,6 +149,35 @@ def test_wrong_method_and_missing_part(server: Server, digit_files: list[bytes])
     answer = httpx.post(f"{server.url}/classify", files={"photo": ("a.png", digit_files[0])})
     assert (answer.status_code, answer.json()["code"]) == (400, "missing_image")
     assert "'photo': with curl, -F image=@FILE" in answer.json()["detail"]
+    answer = httpx.post(f"{server.url}/classify", files={"image": digit_files[0], "photo": digit_files[1]})
+    assert "the part 'photo' is a file" in answer.json()["detail"]
+
+
+def test_a_form_may_hold_parameters(server: Server, digit_files: list[bytes]) -> None:
+    def ask(**fields: str | list[str]) -> Any:
+        return httpx.post(f"{server.url}/tag", data=fields, files={"image": digit_files[0]}).json()
+
+    labels = ["tag 0", "tag 1", "tag 4"]
+    answer = ask(model="tagger", threshold="0", include_labels=labels)
+    assert answer["model"]["name"] == "tagger"
+    assert {tag["label"] for tag in answer["results"][0]["tags"]} == set(labels)
+    assert len(ask(threshold="0", max_tags="1")["results"][0]["tags"]) == 1
+    assert "did you mean 'model'?" in ask(modle="tagger")["detail"]
+    assert "max_tags" in ask(max_tags=["1", "2"])["detail"]
+
+
+def test_json_is_taken_as_people_have_it(server: Server, digit_files: list[bytes]) -> None:
+    expected = post(server, "/classify", digit_files[0]).json()["results"][0]["predictions"]
+
+    def ask(document: dict[str, Any], **headers: str) -> Any:
+        return post(server, "/classify", json.dumps(document).encode(), headers=headers).json()
+
+    encoded = base64.encodebytes(digit_files[0]).decode()  # in lines, as the command base64 writes it
+    assert encoded.count("\n") > 1
+    assert ask({"images": [{"b64": encoded}]})["results"][0]["predictions"] == expected  # without a type
+    url = f"data:image/png;base64,{encoded}"
+    assert "images[0].b64 is not base64 text: leave out" in ask({"images": [{"b64": url}]})["detail"]
+    assert "unknown 'picture' in the JSON body" in ask({"picture": encoded})["detail"]
 
 
 def test_slips_of_the_hand_are_told_with_what_was_meant(server: Server, digit_files: list[bytes]) -> None:

@@ -212,6 +212,18 @@ def unloaded_and_loaded(own: Server, traffic: Traffic) -> None:
     assert traffic.ask()[1] == pytest.approx(traffic.right, abs=1e-3)
 
 
+def publish(repository: Path, name: str, *, program: bytes | None = None, code: str = "") -> None:
+    """The tagger under another name, and perhaps with another program, or with more code in its model.py."""
+    shutil.copytree(repository / "tagger", repository / ".aside")
+    for path in (repository / ".aside").rglob("*.pbtxt"):
+        path.write_text(path.read_text().replace('name: "tagger"', f'name: "{name}"'))
+    if program is not None:
+        (repository / ".aside" / "1" / "model.pt").write_bytes(program)
+    with (repository / ".aside" / "1" / "model.py").open("a") as file:
+        file.write(code)
+    (repository / ".aside").rename(repository / name)
+
+
 @pytest.mark.timeout(600)
 def test_models_come_and_go(server: Server, models: Path, digit_files: list[bytes], tmp_path: Path) -> None:
     repository = models / "model_repository"
@@ -224,25 +236,14 @@ def test_models_come_and_go(server: Server, models: Path, digit_files: list[byte
         models = httpx.get(f"{of.url}/models", timeout=60).json()["models"]
         return [model["name"] for model in models if model["is_default"]]
 
-    def publish(name: str, program: bytes | None = None, *, stumbles: bool = False) -> None:
-        shutil.copytree(repository / "tagger", repository / ".aside")
-        for path in (repository / ".aside").rglob("*.pbtxt"):
-            path.write_text(path.read_text().replace('name: "tagger"', f'name: "{name}"'))
-        if program is not None:
-            (repository / ".aside" / "1" / "model.pt").write_bytes(program)
-        if stumbles:
-            with (repository / ".aside" / "1" / "model.py").open("a") as code:
-                code.write(_STUMBLE.format(tmp_path / "stumbled"))
-        (repository / ".aside").rename(repository / name)
-
     with gateway(server, tmp_path, default_models="digits, elsewhere, bad, late") as preferring:
         try:
-            publish("bad", b"no program")
+            publish(repository, "bad", program=b"no program")
             until(lambda: failed(server) and failed(preferring), "a new model that fails is told")
             assert asked(server.url, model="bad") == (503, "model_not_ready")
             for each in (server, preferring):
                 assert asked(each.url) == (200, "tagger"), "it takes nothing out of service"
-            publish("late", stumbles=True)
+            publish(repository, "late", code=_STUMBLE.format(tmp_path / "stumbled"))
             until(lambda: asked(server.url, model="late") == (200, "late"), "a new model is served")
             [of_server] = server.tritons()
             assert (tmp_path / f"stumbled-{of_server}").exists()
@@ -265,3 +266,20 @@ def test_models_come_and_go(server: Server, models: Path, digit_files: list[byte
                 shutil.rmtree(repository / name, ignore_errors=True)
     until(lambda: asked(server.url, model="late") == (404, "unknown_model"), "a removed model is unknown")
     until(lambda: not failed(server), "a removed model is forgotten")
+
+
+def test_a_model_that_comes_again_takes_nothing_out_of_service(server: Server, models: Path) -> None:
+    repository = models / "model_repository"
+
+    def is_served() -> bool:
+        served = httpx.get(f"{server.url}/models", timeout=60).json()["models"]
+        return any(model["name"] == "again" for model in served)
+
+    for _ in range(2):
+        publish(repository, "again")
+        try:
+            until(lambda: not_ready(server) or is_served(), "it comes")
+            assert not not_ready(server)
+        finally:
+            shutil.rmtree(repository / "again")
+        until(lambda: not is_served(), "it goes")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import shutil
@@ -14,6 +15,8 @@ from pathlib import Path
 import httpx
 import pytest
 from conftest import TRESNET, Server, free_port, run_tresnet, until
+
+from app.settings import Settings
 
 ROOT = Path(__file__).parents[1]
 _TRESNET = """#!/bin/sh
@@ -60,12 +63,35 @@ def test_make_serve_says_how_to_ask_and_refuses_a_taken_port(models: Path, tmp_p
         )
         assert (again.returncode, again.stdout) == (2, "")
         assert again.stderr == f"error: port {port} is in use; PORT={port + 1} make serve\n"
+        (tmp_path / "Makefile").symlink_to(ROOT / "Makefile")
+        (tmp_path / "deploy").symlink_to(ROOT / "deploy")
+        (tmp_path / ".venv").symlink_to(sys.prefix)
+        ask_make = ["make", "-o", ".venv/.installed", f"MODELS={tmp_path / 'none'}", "serve"]
+        again = subprocess.run(
+            ask_make, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60, check=False
+        )
+        assert again.returncode == 2
+        assert f"port {port} is in use" in again.stderr
+        assert "train" not in again.stdout + again.stderr, "it trains for minutes before it says so"
         command = run_tresnet("serve", "--port", port, cwd=tmp_path)
         assert (command.returncode, len(command.stderr.splitlines())) == (2, 1)
         assert f"port {port} is in use" in command.stderr
     finally:
         serving.send_signal(signal.SIGINT)
         assert serving.wait(60) == 0
+
+
+def test_it_shows_how_to_ask_a_model_of_ones_own() -> None:
+    spec = importlib.util.spec_from_file_location("serve", ROOT / "deploy/serve.py")
+    assert spec is not None
+    assert spec.loader is not None
+    serve = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(serve)
+    url = "http://127.0.0.1:8080"
+    said = serve._message(Settings(), url, ["mine", "yours"], {"mine": "tag", "yours": "classify"})
+    assert f"curl --data-binary @examples/digit-7.png '{url}/tag?model=mine'" in said
+    assert "tag examples/digit-7.png --model mine\n" in said
+    assert "Other models: yours." in said
 
 
 def test_what_is_there_at_the_start_is_not_looked_through_for_cycles() -> None:

@@ -192,7 +192,7 @@ def _split(pictures: Pictures, share: float, seed: int) -> tuple[Pictures, Pictu
     enough = -1 not in classes and min(np.unique(classes, return_counts=True)[1]) >= 2
     can_stratify = enough and smaller >= len(set(classes))
     if smaller >= len(pictures):
-        raise UserError(f"{len(pictures)} pictures are too few to train on and to hold some out")
+        raise UserError(f"{len(pictures)} labelled picture(s): too few to train on and to hold some out")
     larger, rest = train_test_split(
         np.arange(len(pictures)), test_size=smaller, random_state=seed, stratify=classes if can_stratify else None
     )

@@ -42,7 +42,7 @@ def read_container(data: bytes) -> PictureFile:
         if magic.match(data):
             return read(data)
     raise ContainerError(
-        "the bytes are not a picture that can be read; send a whole JPEG, PNG, WebP, GIF, BMP, TIFF or AVIF file"
+        "the bytes are not a picture that can be read, which is a whole file of JPEG, PNG, WebP, GIF, BMP, TIFF or AVIF"
     )
 
 
