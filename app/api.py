@@ -137,7 +137,7 @@ def _add_answer_routes(app: FastAPI, gateway: Gateway, draining: Draining, fetch
                 try:
                     found = await answer(gateway, task, body, parameters, deadline=deadline, record=record)
                 except RequestError as error:
-                    raise explained(error, request) from error
+                    raise explained(error, body) from error
         document: Any = _as_hf(found) if parameters.format == "hf" else _document(record.request_id, found)
         return _json(document, headers={"Server-Timing": record.times.header()})
 

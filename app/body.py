@@ -22,11 +22,11 @@ from app.parameters import LONGEST_SHOWN
 from app.settings import Settings
 
 _MAX_JSON_ITEMS = 100_000
+"""Most commas and brackets in a JSON body: each may become an object of some hundred bytes."""
 _SLICE_BYTES = 2**18
 """Of a multipart body, which is read without a pause; of the worst kind it takes 50 ms."""
 _LONGEST_ID = 4096
 _BOUNDARY = re.compile(rb'[^\x00-\x1f"\\\x7f-\xff]{1,200}')
-"""Most commas and brackets in a JSON body: each may become an object of some hundred bytes."""
 _JSON_FORM = """{"images": [{"b64": "…"}]}, and optionally "model", "version" and "parameters": {"top_k": 1}"""
 _LINE_ENDS = str.maketrans("", "", " \t\r\n")
 _CURL_TYPE = "application/x-www-form-urlencoded"
@@ -43,11 +43,13 @@ class ImageInput:
 
 @dataclass(frozen=True)
 class Body:
-    """The pictures, and what a JSON body carries beside: parameters, and URLs to fetch by the picture's index."""
+    """The pictures, and what forms and JSON carry beside: parameters, and URLs to fetch by the picture's index."""
 
     images: list[ImageInput]
     parameters: dict[str, Any] = field(default_factory=dict)
     urls: dict[int, str] = field(default_factory=dict)
+    is_of_curl: bool = False
+    """Bare bytes, with the type that curl gives them unless it is told otherwise."""
 
 
 async def read_body(request: Request, settings: Settings, take: Callable[[int], None], deadline: float) -> Body:
@@ -75,13 +77,13 @@ async def read_body(request: Request, settings: Settings, take: Callable[[int], 
     elif is_multipart:
         body = await _from_multipart(request, data, settings)
     else:
-        body = Body([ImageInput("0", data)])
+        body = Body([ImageInput("0", data)], is_of_curl=media_type == _CURL_TYPE)
     return body
 
 
-def explained(error: ServiceError, request: Request) -> ServiceError:
+def explained(error: ServiceError, body: Body) -> ServiceError:
     """The error, with what has probably made the picture unreadable: curl's -d, which looks so like --data-binary."""
-    if error.code != "undecodable_image" or _media_type(request) != _CURL_TYPE:
+    if error.code != "undecodable_image" or not body.is_of_curl:
         return error
     hint = "with curl, use --data-binary @FILE: -d leaves out line ends"
     return RequestError(error.status, error.code, f"{error.detail}; {hint}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import resource
 import shutil
 import signal
 import socket
@@ -37,9 +38,18 @@ pytest_plugins = ["page_visitor"]
 TRESNET = str(Path(sys.executable).with_name("tresnet"))
 
 
-def run_tresnet(*arguments: object, cwd: Path, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+def run_tresnet(
+    *arguments: object, cwd: Path, timeout: float = 300, largest_file: int | None = None
+) -> subprocess.CompletedProcess[str]:
+    """``largest_file`` in bytes, beyond which writing fails as on a full disk."""
     return subprocess.run(
-        [TRESNET, *map(str, arguments)], cwd=cwd, capture_output=True, text=True, timeout=timeout, check=False
+        [TRESNET, *map(str, arguments)],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+        preexec_fn=largest_file and (lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))),
     )
 
 

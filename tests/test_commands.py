@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import resource
 import shutil
 import subprocess
 import sys
@@ -12,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TRESNET, random_checkpoint, run_side_by_side, run_tresnet
+from conftest import random_checkpoint, run_side_by_side, run_tresnet
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
@@ -105,15 +104,8 @@ def test_versions_must_agree_and_are_not_overwritten(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_leaves_nothing_of_a_version(models: Path, tmp_path: Path) -> None:
-    done = subprocess.run(
-        [TRESNET, "export", models / "tagger.pt", "--task", "tag", "--name", "m", "--max-batch-size", "2"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=200,
-        check=False,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, 2**20)),
-    )
+    export = ("export", models / "tagger.pt", "--task", "tag", "--name", "m", "--max-batch-size", "2")
+    done = run_tresnet(*export, cwd=tmp_path, largest_file=2**20)
     assert (done.returncode, len(done.stderr.splitlines())) == (2, 1), done.stderr
     assert "model.pt: File too large" in done.stderr
     assert not (tmp_path / "model_repository").exists()

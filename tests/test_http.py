@@ -178,6 +178,9 @@ def test_json_is_taken_as_people_have_it(server: Server, digit_files: list[bytes
     url = f"data:image/png;base64,{encoded}"
     assert "images[0].b64 is not base64 text: leave out" in ask({"images": [{"b64": url}]})["detail"]
     assert "unknown 'picture' in the JSON body" in ask({"picture": encoded})["detail"]
+    curl = {"Content-Type": "application/x-www-form-urlencoded"}  # its -d
+    assert ask({"images": [{"b64": encoded}]}, **curl)["results"][0]["predictions"] == expected
+    assert "--data-binary" not in ask({"images": [{"b64": "AAAA"}]}, **curl)["detail"]
 
 
 def test_slips_of_the_hand_are_told_with_what_was_meant(server: Server, digit_files: list[bytes]) -> None:

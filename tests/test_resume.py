@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import resource
 import secrets
 import shutil
 import signal
@@ -125,15 +124,8 @@ def test_a_full_disk_leaves_the_last_checkpoint_whole(whole: Path, tmp_path: Pat
     state["training"]["schedule"]["last_epoch"] -= 1
     torch.save(state, tmp_path / "whole" / "last.pt")
     before = (tmp_path / "whole" / "last.pt").read_bytes()
-    done = subprocess.run(
-        [TRESNET, "train", "transfer", "--data", whole.parent / "digits", "--out", "whole", *OPTIONS, "--resume"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=200,
-        check=False,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, 2**20)),
-    )
+    resume = ("train", "transfer", "--data", whole.parent / "digits", "--out", "whole", *OPTIONS, "--resume")
+    done = run_tresnet(*resume, cwd=tmp_path, largest_file=2**20)
     assert done.returncode == 2, done.stderr
     assert "Traceback" not in done.stderr
     assert "could not write" in done.stderr.splitlines()[-1] or "File too large" in done.stderr.splitlines()[-1]
