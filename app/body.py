@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import binascii
 import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
@@ -228,7 +227,7 @@ def _from_entry(index: int, entry: object) -> ImageInput:
 def _decoded(index: int, text: object) -> bytes | ServiceError:
     if isinstance(text, str):
         for form in (text, text.translate(_LINE_ENDS)):  # which the command base64 writes
-            with suppress(binascii.Error, ValueError):
+            with suppress(ValueError):
                 return base64.b64decode(form, validate=True)
     hint = ": leave out what comes before the comma" if isinstance(text, str) and text.startswith("data:") else ""
     return RequestError(422, "undecodable_image", f"images[{index}].b64 is not base64 text{hint}")

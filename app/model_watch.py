@@ -215,7 +215,7 @@ class ModelWatch:
         for key in sorted(standing.failed.keys() - catalogue.failed.keys()):
             logger.warning("model %r version %s is not served: %s", *key, standing.failed[key])
         catalogue.known, catalogue.failed = standing.known, standing.failed
-        served &= standing.wanted  # one that was taken out and comes again is new
+        self._served_names &= standing.wanted  # one that was taken out and comes again is new
         problems = standing.problems(catalogue.live_names, served)
         if problems and problems != catalogue.problems:
             loads = standing.known and not standing.failed and not served  # as every start does

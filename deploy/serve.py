@@ -85,7 +85,8 @@ def _message(settings: Settings, url: str, names: list[str], tasks: dict[str, st
         examples = {name: (tasks[name], _PICTURE) for name in names[:1] if name in tasks}
     for name, (task, picture) in examples.items():
         lines.append(f"  curl{key} --data-binary @{picture} '{url}/{task}?model={name}'")
-    for name, (task, picture) in list(examples.items())[:1]:
+    if examples:
+        name, (task, picture) = next(iter(examples.items()))
         where = "" if url == "http://127.0.0.1:8080" else f" --url {url}"
         lines.append(f"  {_shown(_BIN / 'tresnet')} {task} {picture} --model {name}{where}")
     if others := sorted(set(names) - set(examples)):

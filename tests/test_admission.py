@@ -171,6 +171,23 @@ def test_a_byte_a_second_times_out(small_server: Server) -> None:
     assert 2.5 < time.monotonic() - started < 20
 
 
+@pytest.mark.parametrize(
+    ("head", "detail"),
+    [
+        (b"no request\r\n\r\n", "Invalid HTTP request received."),
+        (b"GET / HTTP/1.1\r\nX: ".ljust(2**16 + 1, b"x"), "the head of the request has more than 65,536 bytes"),
+    ],
+    ids=["malformed", "long"],
+)
+def test_a_bad_head_gets_a_problem_document(small_server: Server, head: bytes, detail: str) -> None:
+    host, port = small_server.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=30) as client:
+        client.sendall(head)
+        status, headers, document = answer_on(client)
+    assert (status, headers["content-type"]) == (400, "application/problem+json")
+    assert (document["code"], document["status"], document["detail"]) == ("malformed_request", 400, detail)
+
+
 def test_a_dribbled_head_and_an_endless_one_are_cut_off(small_server: Server) -> None:
     host, port = small_server.url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), timeout=40) as client:
