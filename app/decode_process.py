@@ -27,6 +27,9 @@ _SPARE_BYTES = 256 * 2**20
 _BYTES_A_PIXEL = 32
 """What decoding takes at most, over all modes: see the tests."""
 _KEPT_BYTES = 4 * 2**20
+_NICENESS = 5
+"""Below the gateway, which has work for all of them: a tenth more requests/s on busy cores. Not by more, for a model on
+the same cores is not to starve them (docs/decisions/0009-decoding-in-processes.md)."""
 
 
 @functools.cache
@@ -58,6 +61,7 @@ def _limit_memory(max_pixels: int) -> None:
 
 def main(connection: socket.socket, memory: int, max_pixels: int) -> None:
     """Answer until the other side goes away."""
+    os.nice(_NICENESS)
     _limit_memory(max_pixels)
     connection.send(ANSWER.pack(READY, 0, 0))
     while request := connection.recv(MESSAGE_BYTES):
