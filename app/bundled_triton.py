@@ -201,8 +201,8 @@ class BundledTriton:
     def _run_once(self) -> None:
         """One life of the server: start it, wait for its end or for :meth:`stop`, leave no child behind."""
         with self.log_path.open("ab") as log:
-            # A group of its own: a Ctrl-C in the terminal reaches the gateway alone, which drains first. In its session:
-            # kernels that share the cores out by session would give the decoders of the next pictures less.
+            # A group of its own: a Ctrl-C in the terminal reaches the gateway alone, which drains first. In the
+            # gateway's session: kernels that share the cores out by session would give the decoders less.
             process = subprocess.Popen(  # noqa: S603
                 self._command(),
                 env=self._environment(),
