@@ -22,6 +22,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from app.cores import usable_cores
 from app.freed_memory import ACTIVATIONS
 from app.model_control import ModelControl
 from tresnet.errors import UserError
@@ -153,6 +154,7 @@ class BundledTriton:
         return {
             **ACTIVATIONS,
             **_WAITING_THREADS,
+            "OMP_NUM_THREADS": str(usable_cores()),
             **{key: value for key, value in os.environ.items() if not key.startswith("TRESNET_")},
             # The stub finds its packages through the first python on PATH, and through nothing else.
             "PATH": f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}",

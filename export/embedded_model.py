@@ -5,7 +5,6 @@ alone. Tensors cross by DLPack in both directions: nothing is copied through num
 """
 
 import json
-import os
 import warnings
 from pathlib import Path
 
@@ -22,8 +21,6 @@ class TritonPythonModel:
         self.outputs = [output["name"] for output in config["output"]]
         gpu = args["model_instance_kind"] == "GPU"
         self.device = torch.device(f"cuda:{args['model_instance_device_id']}" if gpu else "cpu")
-        if "OMP_NUM_THREADS" not in os.environ:
-            torch.set_num_threads(max(1, len(os.sched_getaffinity(0))))
         if self.device.type == "cpu" and _is_bf16(config, args["model_version"]) and not _cpu_has_bf16():
             pb_utils.Logger.log_warn(
                 "this program computes in bf16, which this CPU does not have: it will be slow; export it as fp32"

@@ -17,6 +17,7 @@ import pytest
 from conftest import Server, command, is_running, running_server, start_server, until
 from PIL import Image
 
+from app.cores import usable_cores
 from app.decoder import Decoder
 from app.settings import Settings
 from tresnet.picture import Preprocessing
@@ -44,6 +45,13 @@ def test_the_quota_of_a_container_bounds_the_processes(
     if quota is not None:
         (tmp_path / "cpu.max").write_text(quota + "\n")
     assert Settings().decode_processes_per_worker == processes
+
+
+def test_a_models_threads_and_the_decoders_keep_to_their_share(own: Server) -> None:
+    (model,) = (pid for pid in own.descendants() if "/digits/1/model.py" in command(pid))
+    assert f"\0OMP_NUM_THREADS={usable_cores()}\0" in Path(f"/proc/{model}/environ").read_text()
+    gateway, decoder = (os.getpriority(os.PRIO_PROCESS, pid) for pid in (own.process.pid, *decoders(own)))
+    assert decoder > gateway, "on busy cores the gateway goes first"
 
 
 def page_faults(pid: int) -> int:
