@@ -3,14 +3,35 @@
 from __future__ import annotations
 
 import asyncio
+import selectors
 import statistics
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from typing import TypeVar
 
 import pytest
 
 from app.batching import Batcher
 
 _RUN_S = 0.1
+Result = TypeVar("Result")
+
+
+class _Skipped(selectors.DefaultSelector):
+    """Time that passes at once whenever all wait for it, and not at all while somebody computes."""
+
+    now_s = 0.0
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        self.now_s += timeout or 0
+        return super().select(0)
+
+
+def _run(told: Coroutine[None, None, Result]) -> Result:
+    selector = _Skipped()
+    loop = asyncio.SelectorEventLoop(selector)
+    loop.time = lambda: selector.now_s
+    with asyncio.Runner(loop_factory=lambda: loop) as runner:
+        return runner.run(told)
 
 
 class _Model:
@@ -45,7 +66,7 @@ def test_who_was_just_answered_joins_the_next_batch() -> None:
         return model.sizes
 
     # The first few are those of the start, and the last ones have nobody to wait for.
-    assert statistics.mean(asyncio.run(sizes())[6:-4]) > 7
+    assert statistics.mean(_run(sizes())[6:-4]) > 7
 
 
 def test_all_who_ask_again_at_once_make_one_batch() -> None:
@@ -57,7 +78,7 @@ def test_all_who_ask_again_at_once_make_one_batch() -> None:
         await asyncio.gather(*(_ask(batcher, 12, 0.002, _RUN_S * client / 16) for client in range(16)))
         return model.sizes
 
-    assert statistics.mean(asyncio.run(sizes())[6:-4]) > 14
+    assert statistics.mean(_run(sizes())[6:-4]) > 14
 
 
 async def _queued_s(batcher: Batcher[int, int]) -> float:
@@ -71,7 +92,7 @@ def test_who_asks_alone_waits_for_nobody(batches_in_flight: int) -> None:
         batcher = Batcher[int, int](_Model(), max_batch_size=32, batches_in_flight=batches_in_flight)
         return [await _queued_s(batcher) for _ in range(20)]
 
-    assert statistics.median(asyncio.run(waits_s())[-7:]) < 0.005
+    assert statistics.median(_run(waits_s())[-7:]) < 0.005
 
 
 def test_who_was_answered_and_is_on_the_way_is_waited_for_but_not_for_long() -> None:
@@ -82,7 +103,7 @@ def test_who_was_answered_and_is_on_the_way_is_waited_for_but_not_for_long() -> 
         with batcher.expect():  # the second one, who never comes
             return await _queued_s(batcher)
 
-    assert 0.015 < asyncio.run(wait_s()) < _RUN_S
+    assert 0.015 < _run(wait_s()) < _RUN_S
 
 
 def test_what_is_being_decoded_is_waited_for_in_step_with_a_run() -> None:
@@ -97,5 +118,5 @@ def test_what_is_being_decoded_is_waited_for_in_step_with_a_run() -> None:
         await asyncio.sleep(0.003)
         return items
 
-    assert 0.004 < asyncio.run(wait_s(fast)) < 0.018
-    assert 0.015 < asyncio.run(wait_s(_Model())) < _RUN_S
+    assert 0.004 < _run(wait_s(fast)) < 0.018
+    assert 0.015 < _run(wait_s(_Model())) < _RUN_S
