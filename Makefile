@@ -70,7 +70,7 @@ $(VENV)/.languages: | $(VENV)/.installed
 test: setup-dev inplace-abn $(VENV)/deploy/bin/promtool $(VENV)/.languages  ## the whole test suite, with a real Triton
 	$(MAKE) --no-print-directory wrk || true
 	$(MAKE) --no-print-directory chromium || true
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # The load generator; where Debian's packages are not to be had, the test that needs it is skipped.
 wrk:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import logging
 import os
 import re
 import resource
@@ -13,7 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +30,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from server_logs import pytest_runtest_makereport, pytest_runtest_setup, watch  # noqa: F401  (hooks of pytest)
 from sklearn.datasets import load_digits
 
+from commands.main import main
 from training.pictures import encode_png
 from tresnet.checkpoint import ModelFacts, save_checkpoint
 from tresnet.model import create_model
@@ -36,6 +39,9 @@ from tresnet.picture import Preprocessing
 pytest_plugins = ["page_visitor"]
 
 TRESNET = str(Path(sys.executable).with_name("tresnet"))
+ONE_THREAD = {"OMP_NUM_THREADS": "1"}
+"""For commands that compute: beside another test, two threads on two cores would mostly wait for each other, awake."""
+torch.set_num_threads(1)
 
 
 def run_tresnet(
@@ -45,12 +51,29 @@ def run_tresnet(
     return subprocess.run(
         [TRESNET, *map(str, arguments)],
         cwd=cwd,
+        env=os.environ | ONE_THREAD,
         capture_output=True,
         text=True,
         timeout=timeout,
         check=False,
         preexec_fn=largest_file and (lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))),
     )
+
+
+def call_tresnet(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """As :func:`run_tresnet`, in this process, which has imported torch already: for what is refused at once."""
+    said, complained, status = io.StringIO(), io.StringIO(), 0
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(said), redirect_stderr(complained):
+        patch.chdir(cwd)
+        patch.setattr(sys, "argv", [TRESNET, *map(str, arguments)])
+        patch.setattr(logging.root, "handlers", [])  # pytest's, which would keep a command from setting up its own
+        patch.setattr(logging.root, "level", logging.root.level)
+        try:
+            main()
+        except SystemExit as ended:
+            assert isinstance(ended.code, int), ended.code
+            status = ended.code
+    return subprocess.CompletedProcess(sys.argv, status, said.getvalue(), complained.getvalue())
 
 
 def run_side_by_side(
@@ -210,6 +233,19 @@ def running_server(
         if server.process.poll() is None:
             server.process.send_signal(signal.SIGINT)
         server.process.wait(60)
+
+
+LONGEST_FIRST = (
+    "published_weights", "failures", "resume", "reload", "gpu_benches", "admission", "own_pictures", "several_tritons",
+    "model_card", "faults", "commands", "rolling_restart", "eval", "heat_maps", "training", "ablation",
+)  # fmt: skip
+"""Files of half a minute or more, those that compute beside those that mostly wait."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A long file that began last would keep one process busy while the others have nothing left to do."""
+    place = {f"test_{name}": number for number, name in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(place)))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

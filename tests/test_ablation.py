@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import run_tresnet
+from conftest import call_tresnet, run_tresnet
 from torch import nn
 
 from benchmarks.ablation import saved_bytes
@@ -62,5 +62,5 @@ def test_the_bench_prints_and_writes_its_figures(tmp_path: Path) -> None:
     assert rows["none of them"]["parameters"] == pytest.approx(25_557_032, rel=0.01)  # ResNet50's
     assert rows["TResNet-M"]["largest_batch"] > rows["none of them"]["largest_batch"]
     assert "TResNet-M" in done.stdout
-    wrong = run_tresnet("bench", "ablation", "--networks", "AlexNet", cwd=tmp_path)
+    wrong = call_tresnet("bench", "ablation", "--networks", "AlexNet", cwd=tmp_path)
     assert (wrong.returncode, "AlexNet" in wrong.stderr) == (2, True)

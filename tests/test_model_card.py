@@ -9,7 +9,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from conftest import Server, random_checkpoint, run_tresnet
+from conftest import Server, call_tresnet, random_checkpoint, run_tresnet
 from PIL import Image
 from sklearn.datasets import load_digits
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -153,7 +153,7 @@ def test_a_card_of_ones_own_and_what_the_export_changed(tmp_path: Path) -> None:
     assert r"a\|b, &lt;b> \*c\* \[d]" in short
     assert not re.search("renamed|other preprocessing", short)
     for file, word in (("long.md", "characters"), ("empty.md", "empty")):
-        refused = run_tresnet(*base, "--name", "refused", "--card", file, cwd=tmp_path)
+        refused = call_tresnet(*base, "--name", "refused", "--card", file, cwd=tmp_path)
         assert (refused.returncode, len(refused.stderr.strip().splitlines())) == (2, 1)
         assert word in refused.stderr
         assert not (tmp_path / "model_repository" / "refused").exists()

@@ -21,7 +21,7 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.jit.Sc
     weights = random_checkpoint(folder / "any.pt", task="tag", labels=["a", "b", "c"], size=_SIZE)
     programs = {}
     for precision in ("fp32", "bf16"):
-        arguments = ("--task", "tag", "--name", precision, "--precision", precision)
+        arguments = ("--task", "tag", "--name", precision, "--precision", precision, "--max-batch-size", 2)
         exported = run_tresnet("export", weights, *arguments, cwd=folder)
         assert exported.returncode == 0, exported.stderr
         with warnings.catch_warnings():

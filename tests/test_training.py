@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import random_checkpoint, run_tresnet
+from conftest import call_tresnet, random_checkpoint, run_tresnet
 from sklearn.metrics import average_precision_score, f1_score, precision_recall_fscore_support
 
 from training.evaluation import Evaluation
@@ -51,7 +51,7 @@ def test_a_run_is_whole_and_better_than_chance(models: Path) -> None:
     assert counts.trace() / counts.sum() == pytest.approx(figures["top1"])
     table = json.loads((run / "per_label.json").read_text())
     assert sum(row["recall"] * row["pictures"] for row in table) / 360 == pytest.approx(figures["top1"], abs=1e-3)
-    again = run_tresnet("train", "digits", cwd=models)
+    again = call_tresnet("train", "digits", cwd=models)
     assert (again.returncode, "--resume" in again.stderr) == (2, True)
 
 
@@ -138,11 +138,12 @@ def test_the_temperature_that_spoiled_the_logits_is_found(task: Any) -> None:
 
 
 def test_calibration_and_thresholds_travel_with_the_model(tmp_path: Path) -> None:
-    path = random_checkpoint(tmp_path / "c.pt", task="tag", labels=list("abc"), size=32)
+    path = random_checkpoint(tmp_path / "c.pt", task="tag", labels=list("abc"), size=32, arch="tresnet_s")
     content = torch.load(path, weights_only=True)
     content["facts"] |= {"temperature": 2.5, "thresholds": [0.2, 0.3, 0.4]}
     torch.save(content, path)
-    exported = run_tresnet("export", "c.pt", "--task", "tag", "--name", "m", cwd=tmp_path)
+    options = ("--task", "tag", "--name", "m", "--max-batch-size", 2)
+    exported = run_tresnet("export", "c.pt", *options, cwd=tmp_path)
     assert exported.returncode == 0, exported.stderr
     config = (tmp_path / "model_repository" / "m" / "config.pbtxt").read_text()
     assert all(text in config for text in (r"\"temperature\":2.5", "[0.2,0.3,0.4]"))
