@@ -9,13 +9,12 @@ import re
 import resource
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,6 +29,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from server_logs import pytest_runtest_makereport, pytest_runtest_setup, watch  # noqa: F401  (hooks of pytest)
 from sklearn.datasets import load_digits
 
+from app.bundled_triton import _free_port as free_port
 from commands.main import main
 from training.pictures import encode_png
 from tresnet.checkpoint import ModelFacts, save_checkpoint
@@ -107,9 +107,10 @@ class Server:
     url: str
     process: subprocess.Popen[bytes]
     folder: Path
+    log_path: Path
 
     def log(self) -> str:
-        return (self.folder / "serve.log").read_text()
+        return self.log_path.read_text()
 
     def children(self) -> list[int]:
         """The processes that the gateway started: its Triton, and its workers if it has several."""
@@ -188,10 +189,13 @@ def is_running(pid: int) -> bool:
         return False
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def needs(*programs: str) -> None:
+    """Skips a test for want of programs that `make test` installs from Debian's packages; in CI it fails."""
+    missing = [program for program in programs if shutil.which(program) is None]
+    if missing and os.environ.get("CI") == "true":
+        pytest.fail(f"CI needs {', '.join(missing)}, which `make test` installs from Debian's packages")
+    if missing:
+        pytest.skip(f"not installed: {', '.join(missing)}")
 
 
 def until(condition: Callable[[], object], what: str = "waited in vain", seconds: float = 100) -> None:
@@ -207,7 +211,8 @@ def start_server(folder: Path, *options: str, port: int | None = None, **setting
     environment = {key: value for key, value in os.environ.items() if not key.startswith("TRESNET_")}
     environment |= {f"TRESNET_{name.upper()}": str(value) for name, value in settings.items()}
     watch(folder)
-    with (folder / "serve.log").open("ab") as log:
+    log_path = folder / f"serve-{port}.log"  # of this server alone, whoever else runs in the folder
+    with log_path.open("ab") as log:
         process = subprocess.Popen(
             [TRESNET, "serve", "--port", str(port), *options],
             cwd=folder,
@@ -216,7 +221,7 @@ def start_server(folder: Path, *options: str, port: int | None = None, **setting
             stderr=log,
             start_new_session=True,
         )
-    return Server(f"http://127.0.0.1:{port}", process, folder)
+    return Server(f"http://127.0.0.1:{port}", process, folder, log_path)
 
 
 @contextmanager
@@ -232,7 +237,13 @@ def running_server(
     finally:
         if server.process.poll() is None:
             server.process.send_signal(signal.SIGINT)
-        server.process.wait(60)
+        try:
+            server.process.wait(60)
+        except subprocess.TimeoutExpired:
+            for pid in [*server.descendants(), server.process.pid]:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            raise
 
 
 LONGEST_FIRST = (
@@ -298,6 +309,7 @@ class Guarded(Server):
 
     key: str
     slow_key: str  # a picture in four seconds
+    owing_key: str  # as slow; for who asks for more than is to be waited for
     keys_file: Path
     triton_metrics_url: str
     collector: Collector
@@ -311,7 +323,8 @@ def guarded(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     def make_key(name: str, *options: object) -> str:
         return run_tresnet("key", name, "--add-to", keys_file, *options, cwd=folder).stdout.strip()
 
-    key, slow_key = make_key("alice"), make_key("slow", "--images-per-second", 0.25)
+    key = make_key("alice")
+    slow_key, owing_key = (make_key(name, "--images-per-second", 0.25) for name in ("slow", "owing"))
     with collector() as received, pytest.MonkeyPatch.context() as environment:
         environment.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", received.url)
         environment.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc")
@@ -326,7 +339,8 @@ def guarded(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
             cors_origins="https://app.example",
         ) as running:
             metrics_url = f"http://127.0.0.1:{metrics_port}/metrics"
-            yield Guarded(running.url, running.process, folder, key, slow_key, keys_file, metrics_url, received)
+            own = (running.url, running.process, folder, running.log_path)
+            yield Guarded(*own, key, slow_key, owing_key, keys_file, metrics_url, received)
 
 
 @pytest.fixture(scope="session")

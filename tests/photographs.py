@@ -9,7 +9,7 @@ from PIL import Image
 
 SIDE = 48
 MOST_TILES = 100
-KEPT_BACK = 2
+KEPT_BACK = 4
 PHOTOGRAPHS = {
     "cat": ("skimage", "data/chelsea.png"),
     "coffee": ("skimage", "data/coffee.png"),

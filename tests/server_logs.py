@@ -13,12 +13,12 @@ _sizes: dict[Path, int] = {}
 
 
 def watch(folder: Path) -> None:
-    """A server runs in ``folder``: its own log is ``serve.log`` there, its Triton's ``logs/triton.log``."""
+    """A server runs in ``folder``: its own log is ``serve-PORT.log`` there, its Triton's ``logs/triton.log``."""
     _folders.add(folder)
 
 
 def _logs() -> list[Path]:
-    found = [path for folder in sorted(_folders) for path in (folder / "serve.log", folder / "logs" / "triton.log")]
+    found = [path for folder in sorted(_folders) for path in (*folder.glob("serve-*.log"), folder / "logs/triton.log")]
     return [path for path in found if path.exists()]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import os
 import signal
 import ssl
@@ -115,11 +117,21 @@ def test_a_rate_holds_for_its_key_alone(guarded: Guarded, digit_files: list[byte
 
 
 def test_keys_and_pictures_stay_out_of_the_log(guarded: Guarded, digit_files: list[bytes]) -> None:
-    httpx.post(f"{guarded.url}/classify?key={guarded.key}", content=digit_files[0], headers={"X-API-Key": "wrong-one"})
-    httpx.get(f"{guarded.url}/{guarded.key}", headers={"X-API-Key": guarded.key})
+    own, picture = {"X-API-Key": guarded.key}, b"the bytes of one picture"
+    asked = {
+        "secret-1": ("POST", f"/classify?key={guarded.key}", digit_files[0], {"X-API-Key": "wrong-one"}),
+        "secret-2": ("GET", f"/{guarded.key}", b"", own),
+        "secret-3": ("POST", "/classify", picture, own),
+        "secret-4": ("POST", "/classify", digit_files[0], own),
+    }
+    for number, (method, path, body, headers) in asked.items():
+        httpx.request(method, guarded.url + path, content=body, headers={**headers, "X-Request-ID": number}, timeout=30)
+    until(lambda: all(f'"{number}"' in guarded.log() for number in asked))
     log = guarded.log()
-    assert '"key":"alice"' in log
-    for secret in (guarded.key, guarded.slow_key, "wrong-one"):
+    told = {line.get("request_id"): line for line in map(json.loads, log.splitlines())}
+    assert [told[number].get("key") for number in asked] == [None, "alice", "alice", "alice"]
+    begins = [base64.b64encode(body[:24]).decode() for body in (picture, digit_files[0])]
+    for secret in (guarded.key, guarded.slow_key, "wrong-one", picture.decode(), *begins):
         assert secret not in log
         assert secret not in httpx.get(f"{guarded.url}/metrics").text
 

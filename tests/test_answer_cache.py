@@ -10,6 +10,7 @@ import httpx
 import pytest
 import tritonclient.grpc as triton
 from conftest import Server, running_server, until
+from page_visitor import gateway
 
 _FEW = 3  # answers of `digits` that the small cache holds
 
@@ -72,8 +73,8 @@ def test_a_broken_picture_is_refused_each_time(caching: Server) -> None:
         assert httpx.post(f"{caching.url}/classify", content=b"no picture", timeout=60).status_code == 422
 
 
-def test_the_oldest_answer_makes_room(models: Path, digit_files: list[bytes]) -> None:
-    with running_server(models, answer_cache_bytes=_FEW * (600 + 10 * 4)) as small:
+def test_the_oldest_answer_makes_room(server: Server, digit_files: list[bytes], tmp_path: Path) -> None:
+    with gateway(server, tmp_path, answer_cache_bytes=_FEW * (600 + 10 * 4)) as small:
         for index in (0, 1, 2, 0, 3):  # 1 is the oldest when 3 comes
             ask(small, digit_files[index])
         assert looked_up(small) == (1, 4)

@@ -147,18 +147,28 @@ def test_a_killed_gateway_loses_no_finished_answer_and_a_new_one_is_taken_up(
         (tmp_path / "folder" / f"{index:03}.png").write_bytes(digit_files[index % 64])
     port, options = free_port(), ("--triton-url", f"grpc://{server.triton_address()}")
 
+    running = contextlib.ExitStack()
+
     def ask(output: Path, retry_for_s: float) -> subprocess.Popen[bytes]:
         words = ("tag", "folder", "--json", "--batch-size", "8", "--url", f"http://127.0.0.1:{port}")
         with output.open("wb") as stdout, output.with_suffix(".err").open("wb") as stderr:
-            return subprocess.Popen(
+            asking = subprocess.Popen(
                 [TRESNET, *words, "--retry-for", str(retry_for_s)], cwd=tmp_path, stdout=stdout, stderr=stderr
             )
+        running.callback(asking.kill)
+        return asking
 
     def lines(output: Path) -> list[dict[str, object]]:
         return [json.loads(line) for line in output.read_bytes().splitlines()] if output.exists() else []
 
-    gateway = start_server(tmp_path, *options, port=port)
-    try:
+    def start() -> Server:
+        gateway = start_server(tmp_path, *options, port=port)
+        running.callback(gateway.process.wait, 40)
+        running.callback(gateway.process.send_signal, signal.SIGINT)
+        return gateway
+
+    with running:
+        gateway = start()
         gateway.wait_ready(60)
         first, output = tmp_path / "first", tmp_path / "second"
         asking = ask(first, 0.3)
@@ -175,17 +185,14 @@ def test_a_killed_gateway_loses_no_finished_answer_and_a_new_one_is_taken_up(
         assert f"{len(finished)} of 600 pictures were answered" in first.with_suffix(".err").read_text()
 
         asking = ask(output, 120)  # begins while nobody is there
-        gateway = start_server(tmp_path, *options, port=port)
+        gateway = start()
         until(lambda: output.exists() and output.read_bytes().count(b"\n") > 50, "no answers")
         gateway.process.kill()
         gateway.process.wait(10)
-        gateway = start_server(tmp_path, *options, port=port)
+        start()
         assert asking.wait(120) == 0, output.with_suffix(".err").read_text()
         assert [line["path"] for line in lines(output)] == [f"folder/{index:03}.png" for index in range(600)]
         assert all(line["status"] == "ok" for line in lines(output))
-    finally:
-        gateway.process.send_signal(signal.SIGINT)
-        gateway.process.wait(40)
 
 
 def test_progress_is_shown_to_a_terminal_on_stderr(server: Server, photos: Path) -> None:

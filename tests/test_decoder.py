@@ -14,7 +14,8 @@ from pathlib import Path
 
 import httpx
 import pytest
-from conftest import Server, command, is_running, running_server, start_server, until
+from conftest import Server, command, is_running, running_server, until
+from page_visitor import gateway
 from PIL import Image
 
 from app.cores import usable_cores
@@ -28,9 +29,9 @@ def decoders(server: Server) -> list[int]:
 
 
 @pytest.fixture(scope="module")
-def own(models: Path) -> Iterator[Server]:
-    with running_server(models, decode_timeout_ms=1500, decode_processes=1) as server:
-        yield server
+def own(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with gateway(server, tmp_path_factory.mktemp("own"), decode_timeout_ms=1500, decode_processes=1) as running:
+        yield running
 
 
 @pytest.mark.parametrize(
@@ -78,7 +79,7 @@ def test_a_picture_survives_the_death_of_its_process(own: Server, digit_files: l
         target=lambda: answers.append(httpx.post(f"{own.url}/classify", content=digit_files[0], timeout=30))
     )
     asking.start()
-    time.sleep(0.3)
+    time.sleep(0.3)  # nothing tells that it is: were it late, the next process would have it at once
     os.kill(before, signal.SIGKILL)
     asking.join(30)
     assert answers[0].status_code == 200
@@ -97,12 +98,12 @@ def test_a_process_that_hangs_is_replaced(own: Server, digit_files: list[bytes])
 
 
 def test_decoders_do_not_outlive_a_killed_gateway(models: Path) -> None:
-    server = start_server(models, decode_processes=1)
-    until(lambda: decoders(server))
-    orphans = server.descendants()
-    server.process.kill()
-    server.process.wait()
-    until(lambda: not any(is_running(pid) for pid in orphans))
+    with running_server(models, ready_within_s=None, decode_processes=1) as server:
+        until(lambda: decoders(server))
+        orphans = server.descendants()
+        server.process.kill()
+        server.process.wait()
+        until(lambda: not any(is_running(pid) for pid in orphans))
 
 
 def test_a_picture_whose_client_has_left_is_not_kept() -> None:

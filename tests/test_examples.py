@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import httpx
 import pytest
-from conftest import Guarded, Server
+from conftest import Guarded, Server, needs
 from test_client import problem, scripted
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -23,8 +22,8 @@ NEEDS = {"ask.sh": "curl", "ask.mjs": "node", "ask.go": "go"}
 def command(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """How an example is started; the one in Go is compiled once."""
     name = request.param
-    if name in NEEDS and shutil.which(NEEDS[name]) is None:
-        pytest.skip(f"{name} needs {NEEDS[name]}, which is not installed")
+    if name in NEEDS:
+        needs(NEEDS[name])
     if name == "ask.go":
         program = tmp_path_factory.mktemp("go") / "ask"
         subprocess.run(["go", "build", "-o", program, EXAMPLES / name], check=True, timeout=300)

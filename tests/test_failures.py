@@ -6,102 +6,112 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
 import pytest
-from conftest import command, is_running, running_server, start_server, until
+from conftest import Server, command, is_running, running_server, until
+
+HANG_TIMEOUT_S = 5
 
 
-def test_killed_and_hanging_triton_is_survived(models: Path, digit_files: list[bytes]) -> None:
+@pytest.fixture(scope="module")
+def lasting(models: Path) -> Iterator[Server]:
+    """A server that the tests leave as well as they found it, if with another Triton."""
+    with running_server(models, triton_hang_timeout_s=HANG_TIMEOUT_S) as running:
+        yield running
+
+
+def test_killed_and_hanging_triton_is_survived(lasting: Server, digit_files: list[bytes]) -> None:
     """Killed, it is started again. Stopped, it is given up within seconds, and in the end replaced."""
-    server = start_server(models, triton_hang_timeout_s=8)
-    try:
-        server.wait_ready(60)
-        url = f"{server.url}/classify"
-        right = httpx.post(url, content=digit_files[0]).json()["results"][0]["predictions"]
-        for number, refused_within_s in ((signal.SIGKILL, 2), (signal.SIGSTOP, 10)):
-            for pid in server.tritons():
-                os.kill(pid, number)
-            sent = time.monotonic()
-            refused = 0
-            while True:
-                asked = time.monotonic()
-                answer = httpx.post(url, content=digit_files[0], timeout=30)
-                if answer.status_code == 200:
-                    assert answer.json()["results"][0]["predictions"] == right
-                    if refused:
-                        break
-                else:
-                    refused += 1
-                    assert answer.status_code == 503, answer.text
-                    assert int(answer.headers["retry-after"]) >= 1
-                    assert time.monotonic() - asked < (refused_within_s if refused == 1 else 2)
-                    ready = httpx.get(f"{server.url}/readyz").status_code
-                    assert ready == 503 or refused > 1
-                assert time.monotonic() - sent < 120
-                time.sleep(0.05)
-            assert refused
-    finally:
-        server.process.send_signal(signal.SIGINT)
-        server.process.wait(40)
+    url = f"{lasting.url}/classify"
+    right = httpx.post(url, content=digit_files[0]).json()["results"][0]["predictions"]
+    for number, refused_within_s in ((signal.SIGKILL, 2), (signal.SIGSTOP, 10)):
+        for pid in lasting.tritons():
+            os.kill(pid, number)
+        sent = time.monotonic()
+        refused = 0
+        while True:
+            asked = time.monotonic()
+            answer = httpx.post(url, content=digit_files[0], timeout=30)
+            if answer.status_code == 200:
+                assert answer.json()["results"][0]["predictions"] == right
+                if refused:
+                    break
+            else:
+                refused += 1
+                assert answer.status_code == 503, answer.text
+                assert int(answer.headers["retry-after"]) >= 1
+                assert time.monotonic() - asked < (refused_within_s if refused == 1 else 2)
+                ready = httpx.get(f"{lasting.url}/readyz").status_code
+                assert ready == 503 or refused > 1
+            assert time.monotonic() - sent < 120
+            time.sleep(0.05)
+        assert refused
+    lasting.wait_ready(60)
 
 
-def test_a_service_that_was_held_goes_on_with_the_triton_that_it_had(models: Path, digit_files: list[bytes]) -> None:
+def test_a_service_that_was_held_goes_on_with_the_triton_that_it_had(lasting: Server, digit_files: list[bytes]) -> None:
     """As in a paused container: the time in which nothing ran does not count against Triton."""
-    with running_server(models, triton_hang_timeout_s=8) as server:
-        url = f"{server.url}/classify"
-        assert httpx.post(url, content=digit_files[0]).status_code == 200
-        [triton] = server.tritons()
-        held = [server.process.pid, *server.descendants()]
-        for pid in held:
-            os.kill(pid, signal.SIGSTOP)
-        time.sleep(9)
+    url = f"{lasting.url}/classify"
+    assert httpx.post(url, content=digit_files[0]).status_code == 200
+    [triton] = lasting.tritons()
+    held = [lasting.process.pid, *lasting.descendants()]
+    for pid in held:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        time.sleep(HANG_TIMEOUT_S + 1)
+    finally:
         for pid in held:
             os.kill(pid, signal.SIGCONT)
-        ends = time.monotonic() + 3
-        while time.monotonic() < ends:
-            assert httpx.post(url, content=digit_files[0], timeout=30).status_code == 200
-        assert server.tritons() == [triton]
+    ends = time.monotonic() + 3
+    while time.monotonic() < ends:
+        assert httpx.post(url, content=digit_files[0], timeout=30).status_code == 200
+    assert lasting.tritons() == [triton]
 
 
-def test_a_model_whose_process_died_is_loaded_anew(models: Path, digit_files: list[bytes]) -> None:
+def test_a_model_whose_process_died_is_loaded_anew(lasting: Server, digit_files: list[bytes]) -> None:
     """Triton says that such a model is ready, and fails each request; the other model serves on."""
-    with running_server(models) as server:
 
-        def model_process(name: str) -> int | None:
-            return next((pid for pid in server.descendants() if f"/{name}/1/model.py" in command(pid)), None)
+    def model_process(name: str) -> int | None:
+        return next((pid for pid in lasting.descendants() if f"/{name}/1/model.py" in command(pid)), None)
 
-        def ask(name: str) -> httpx.Response:
-            route = "classify" if name == "digits" else "tag"
-            return httpx.post(f"{server.url}/{route}", content=digit_files[0], timeout=30)
+    def ask(name: str) -> httpx.Response:
+        route = "classify" if name == "digits" else "tag"
+        return httpx.post(f"{lasting.url}/{route}", content=digit_files[0], timeout=30)
 
-        right = {name: ask(name).json()["results"] for name in ("digits", "tagger")}
-        died = model_process("tagger")
-        os.kill(died, signal.SIGKILL)
-        until(lambda: model_process("tagger") not in (died, None), "it is loaded anew though nobody asks")
-        until(lambda: ask("tagger").status_code == 200, "it answers again")
-        assert ask("tagger").json()["results"] == right["tagger"]
+    right = {name: ask(name).json()["results"] for name in ("digits", "tagger")}
+    died = model_process("tagger")
+    os.kill(died, signal.SIGKILL)
+    until(lambda: model_process("tagger") not in (died, None), "it is loaded anew though nobody asks")
+    until(lambda: ask("tagger").status_code == 200, "it answers again")
+    assert ask("tagger").json()["results"] == right["tagger"]
 
-        os.kill(model_process("digits"), signal.SIGKILL)
-        refused, ends = 0, time.monotonic() + 60
-        while (answer := ask("digits")).status_code != 200 or not refused:
-            refused += answer.status_code != 200
-            assert answer.status_code in (200, 503), answer.text
-            assert ask("tagger").status_code == 200
-            assert time.monotonic() < ends
-            time.sleep(0.02)
-        assert answer.json()["results"] == right["digits"]
-        until(lambda: httpx.get(f"{server.url}/readyz", timeout=30).status_code == 200, "all is well again")
+    os.kill(model_process("digits"), signal.SIGKILL)
+    refused, ends = 0, time.monotonic() + 60
+    while (answer := ask("digits")).status_code != 200 or not refused:
+        refused += answer.status_code != 200
+        assert answer.status_code in (200, 503), answer.text
+        assert ask("tagger").status_code == 200
+        assert time.monotonic() < ends
+        time.sleep(0.02)
+    assert answer.json()["results"] == right["digits"]
+    until(lambda: httpx.get(f"{lasting.url}/readyz", timeout=30).status_code == 200, "all is well again")
 
 
-@pytest.mark.parametrize(("workers", "stop_signal"), [(1, signal.SIGINT), (1, signal.SIGTERM), (2, signal.SIGTERM)])
+@pytest.mark.parametrize(("workers", "stop_signal"), [(1, signal.SIGINT), (2, signal.SIGTERM)])
 def test_stop_in_traffic_answers_what_is_in_flight_and_leaves_nothing(
     models: Path, digit_files: list[bytes], workers: int, stop_signal: signal.Signals
 ) -> None:
-    server = start_server(models, workers=workers, drain_delay_s=0.5, drain_refuse_s=3)
-    server.wait_ready(60, workers=workers)
+    settings = {"workers": workers, "drain_delay_s": 0.5, "drain_refuse_s": 3}
+    with running_server(models, ready_within_s=None, **settings) as server:
+        server.wait_ready(60, workers=workers)
+        stopped_in_traffic(server, stop_signal, digit_files[0])
+
+
+def stopped_in_traffic(server: Server, stop_signal: signal.Signals, picture: bytes) -> None:
     statuses: list[int] = []
     codes: set[str] = set()
     broken: list[float] = []
@@ -110,7 +120,7 @@ def test_stop_in_traffic_answers_what_is_in_flight_and_leaves_nothing(
         while True:
             asked = time.monotonic()
             try:
-                answer = httpx.post(f"{server.url}/classify", content=digit_files[0], timeout=30)
+                answer = httpx.post(f"{server.url}/classify", content=picture, timeout=30)
             except httpx.HTTPError:
                 broken.append(asked)
                 return
@@ -158,8 +168,6 @@ def test_what_does_not_end_before_the_server_must_is_told_to_go_elsewhere(
 
 
 def test_workers_share_their_metrics_and_are_replaced(models: Path, digit_files: list[bytes]) -> None:
-    server = start_server(models, "--workers", "2")
-
     def ask(client: httpx.Client) -> int:
         return client.post(f"{server.url}/classify", content=digit_files[0]).status_code
 
@@ -167,7 +175,7 @@ def test_workers_share_their_metrics_and_are_replaced(models: Path, digit_files:
         text = httpx.get(f"{server.url}/metrics").text
         return next(float(found.rpartition(" ")[2]) for found in text.splitlines() if found.startswith(line))
 
-    try:
+    with running_server(models, "--workers", "2", ready_within_s=None) as server:
         server.wait_ready(60, workers=2)
         for _ in range(20):  # a connection each: the kernel deals them out to both
             with httpx.Client() as client:
@@ -186,6 +194,5 @@ def test_workers_share_their_metrics_and_are_replaced(models: Path, digit_files:
             with httpx.Client(transport=httpx.HTTPTransport(retries=5)) as client:
                 assert ask(client) == 200
         assert counted(asked) == 40
-    finally:
         server.process.send_signal(signal.SIGTERM)
         assert server.process.wait(40) == 0

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 import httpx
@@ -163,21 +164,20 @@ def test_file_descriptors_run_out(asking: Asking, gateway: Server, digit_files: 
     pid = gateway.process.pid
     before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
     limit = len(list(Path(f"/proc/{pid}/fd").iterdir())) + 6
-    resource.prlimit(pid, resource.RLIMIT_NOFILE, (limit, before[1]))
     host, port = gateway.url.removeprefix("http://").split(":")
-    idle = [socket.create_connection((host, int(port)), timeout=10) for _ in range(40)]
     statuses: set[int] = set()
-    try:
-        for _ in range(10):
-            try:
-                statuses.add(httpx.post(asking.url, content=digit_files[0], timeout=1).status_code)
-            except httpx.HTTPError:
-                statuses.add(0)
-    finally:
-        for connection in idle:
-            connection.close()
-    assert statuses <= {0, 200, 503}
-    assert 0 in statuses, "the descriptors did not run out"
-    asking.until(200)
-    resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
+    with ExitStack() as stack:
+        stack.callback(resource.prlimit, pid, resource.RLIMIT_NOFILE, before)
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (limit, before[1]))
+        with ExitStack() as idle:
+            for _ in range(40):
+                idle.enter_context(socket.create_connection((host, int(port)), timeout=10))
+            for _ in range(10):
+                try:
+                    statuses.add(httpx.post(asking.url, content=digit_files[0], timeout=1).status_code)
+                except httpx.HTTPError:
+                    statuses.add(0)
+        assert statuses <= {0, 200, 503}
+        assert 0 in statuses, "the descriptors did not run out"
+        asking.until(200)
     assert set(asking.many()) == {200}

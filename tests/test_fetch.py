@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import pytest
 import uvicorn
-from conftest import Server, free_port
+from conftest import Server, free_port, until
 
 from app.api import create_app
 from app.fetch import PublicNetwork, is_public, resolve
@@ -129,14 +129,15 @@ def fetching(server: Server, digit_files: list[bytes]) -> Iterator[Fetching]:
     thread = threading.Thread(target=gateway.run)
     thread.start()
     url = f"http://127.0.0.1:{port}"
+
+    def is_ready() -> bool:
+        try:
+            return httpx.get(f"{url}/readyz").status_code == 200
+        except httpx.HTTPError:
+            return False
+
     try:
-        for _ in range(600):
-            try:
-                if httpx.get(f"{url}/readyz").status_code == 200:
-                    break
-            except httpx.HTTPError:
-                pass
-            time.sleep(0.1)
+        until(is_ready, "the gateway is ready", 60)
         yield Fetching(url, site, names)
     finally:
         gateway.should_exit = True

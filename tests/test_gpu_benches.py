@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import shutil
 from pathlib import Path
 
 import httpx
 import pytest
 import torch
-from conftest import Server, call_tresnet, run_tresnet, running_server
+from conftest import Server, call_tresnet, needs, run_tresnet, running_server
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
@@ -105,8 +104,8 @@ def test_networks_programs_roofline_and_profile(tmp_path: Path) -> None:
         assert sum(shares.values()) == pytest.approx(1, abs=0.01)
 
 
-@pytest.mark.skipif(shutil.which("wrk") is None, reason="wrk makes the load: apt-get install wrk")
 def test_the_service_beside_the_bare_program(tmp_path: Path) -> None:
+    needs("wrk")
     done = run_tresnet("bench", "gpu-service", "--device", "cpu", "--tiny", "--write", "figures.json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     figures = json.loads((tmp_path / "figures.json").read_text())

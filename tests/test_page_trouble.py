@@ -8,8 +8,8 @@ from pathlib import Path
 
 import httpx
 import pytest
-from conftest import Server, free_port, run_tresnet
-from page_visitor import ANSWERED, FAILED, SECONDS, WAITING, Open, drop, gateway, upload
+from conftest import Server, free_port, run_tresnet, until
+from page_visitor import ANSWERED, FAILED, WAITING, Open, drop, gateway, upload
 from playwright.sync_api import Page, Route, expect
 
 
@@ -84,10 +84,7 @@ def test_a_late_refusal_leaves_a_newer_key_alone(server: Server, open_page: Open
 
     page.route("**/classify?*", hold)
     page.set_input_files("#files", [upload(f"{i}.png", digit_files[i]) for i in range(2)])
-    for _ in range(SECONDS // 50):
-        if len(held) == 2:
-            break
-        page.wait_for_timeout(50)
+    until(lambda: page.wait_for_timeout(50) or len(held) == 2, "both are held")
     held.pop().fulfill(status=401, json=refusal)
     page.locator("#key").fill("tresnet_new")
     page.keyboard.press("Enter")

