@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks.networks import M, miniature, tresnet
 from tresnet.inplace_abn import BatchNormAct, InPlaceABN, norm_class
 
 
@@ -63,13 +64,21 @@ def test_saves_half_of_what_batch_norm_saves() -> None:
     assert saved(InPlaceABN(8, 1e-3)) * 2 == saved(BatchNormAct(8, 1e-3))
 
 
-def test_bfloat16_autocast() -> None:
-    layer = InPlaceABN(8, 1e-3)
-    with torch.autocast("cpu", torch.bfloat16):
-        y = layer(F.conv2d(torch.randn(2, 3, 8, 8), torch.randn(8, 3, 3, 3, requires_grad=True)))
-        y.float().square().sum().backward()
-    assert y.dtype == torch.bfloat16
-    assert layer.weight.grad is not None and layer.weight.grad.isfinite().all()
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_fresh_network_learns_under_autocast(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    network = tresnet(miniature(M), "own")().train()  # the last norm of each block is zero in it
+    scaler = torch.amp.GradScaler("cpu", enabled=dtype == torch.float16)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+    before = {name: parameter.detach().clone() for name, parameter in network.named_parameters()}
+    with torch.autocast("cpu", dtype):
+        loss = F.cross_entropy(network(torch.rand(4, 3, 32, 32)).float(), torch.arange(4))
+    scaler.scale(loss).backward()
+    parameters = dict(network.named_parameters())
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in parameters.values())
+    scaler.step(optimizer)
+    for name in ("stem.conv.weight", "stage1.0.conv2.abn.weight", "stage4.0.conv3.abn.bias", "head.weight"):
+        assert not torch.equal(parameters[name], before[name])
 
 
 def test_slope_zero_is_refused() -> None:

@@ -58,33 +58,30 @@ class _InPlaceABNFunction(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         y, weight, bias, inv_std = ctx.saved_tensors
-        gamma = weight.abs() + ctx.eps
-        per_channel = (1, -1) + (1,) * (y.dim() - 2)
+        # In float32 beside half-precision activations: 1/γ̂ is 1e5 where the weight is zero, more than float16 holds.
+        wide = torch.promote_types(y.dtype, torch.float32)
+        gamma, beta, inv_std = weight.to(wide).abs() + ctx.eps, bias.to(wide), inv_std.to(wide)
 
         grad_z, z = grad_y, y
         if ctx.slope != IDENTITY:
             grad_z = torch.ops.aten.leaky_relu_backward(grad_y, y, ctx.slope, True)
             z = F.leaky_relu(y, 1.0 / ctx.slope)
-        # x̂ = (z - β) / γ̂, one fused pass
-        x_hat = torch.addcmul(
-            (-bias / gamma).view(per_channel).to(z.dtype), z, (1.0 / gamma).view(per_channel).to(z.dtype)
-        )
-        # Batch norm's own backward kernel, told that its input was already normalised (mean 0, 1/std 1);
-        # γ̂/std then is the whole scale from x̂ back to x.
+        # Batch norm's own backward kernel on z in place of x: x̂ = (z - β) / γ̂, so the mean is β and 1/std is 1/γ̂.
+        # It scales by weight/std, which for x̂ of x would be γ̂ · inv_std, and has to be here.
         grad_x, grad_gamma, grad_bias = torch.ops.aten.native_batch_norm_backward(
             grad_z.contiguous(memory_format=_memory_format(y)),
-            x_hat,
-            gamma * inv_std,
+            z,
+            gamma.square() * inv_std,
             None,
             None,
-            torch.zeros_like(inv_std),
-            torch.ones_like(inv_std),
+            beta,
+            1.0 / gamma,
             True,
             ctx.eps,
             [True, True, True],
         )
         grad_weight = torch.where(weight < 0, -grad_gamma, grad_gamma)  # 0 counts as positive
-        return grad_x, grad_weight, grad_bias, None, None, None, None, None
+        return grad_x, grad_weight.to(weight.dtype), grad_bias.to(bias.dtype), None, None, None, None, None
 
 
 def _memory_format(tensor: Tensor) -> torch.memory_format:
