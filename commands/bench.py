@@ -60,7 +60,7 @@ def ablation(
             except KeyError as error:
                 raise UserError(f"there is no network {error.args[0]!r} in this comparison") from error
             except ImportError as error:
-                raise UserError(f"timm's networks need: make setup-dev ({error})") from error
+                raise UserError(str(error)) from error
         hardware = torch.cuda.get_device_name() if where.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
         setting = f"{image_size} px, float32, batch {batch_size}, {hardware}"
         content = {
