@@ -122,7 +122,7 @@ bench: $(VENV)/peers/.installed  ## this project beside LitServe, BentoML, mosec
 
 bench-gpu: setup-dev wrk  ## the paper's table and the whole service, on an NVIDIA GPU
 	$(MAKE) inplace-abn || echo "inplace-abn does not build here: its row will be missing"
-	$(BIN)/tresnet bench gpu-models --device cuda --profile TResNet-M,TResNet-L,ResNet50
+	$(BIN)/tresnet bench gpu-models --device cuda --memory-gib 16 --profile TResNet-M,TResNet-L,ResNet50
 	$(BIN)/tresnet bench gpu-service --device cuda
 
 $(VENV)/peers/.installed: $(VENV)/.installed benchmarks/serving/peers/requirements.txt

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks.progress import first_line
 from benchmarks.timing import median_seconds
 from tresnet.picture import Preprocessing, prepare
 
@@ -38,6 +39,6 @@ def decode_on_gpu(
 
     try:
         taken = median_seconds(decode, device, seconds=seconds)
-    except RuntimeError as error:
-        return {"skipped": f"torchvision was built without nvJPEG: {str(error).splitlines()[0][:200]}"}
+    except RuntimeError as error:  # without nvJPEG, of a driver that does not fit it, of memory: as it says
+        return {"skipped": f"decoding by torchvision's nvJPEG failed: {first_line(error)}"}
     return {"images_per_s": round(batch_size / taken, 1), "batch": batch_size}

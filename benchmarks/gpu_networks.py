@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,12 +18,16 @@ from torch import Tensor, nn
 from benchmarks.ablation import MIB, saved_bytes
 from benchmarks.networks import NUM_CLASSES, Make
 from benchmarks.operator_groups import time_by_group
+from benchmarks.progress import Progress
 from benchmarks.roofline import NetworkWork, Roof, count_work, shares
 from benchmarks.timing import fits_in_memory, free_memory, largest_batch, median_seconds, share_of
+from tresnet.inplace_abn import is_package_layer
 from tresnet.model import to_batch_norm
 
 OWN_SIZE = {"EfficientNet-B1": 240 / 224}
 """The networks that were made for another size, as a share of the one asked for."""
+_MOST_ELEMENTS = 2**31 - 1
+"""Of one tensor: beyond, operators split their work, take slower kernels, or refuse."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +38,7 @@ class Setting:
     dtype: torch.dtype
     image_size: int
     batch_limit: int
-    """No batch is larger: 2048 pictures of 224 px keep every tensor below 2^31 elements, cuDNN's bound."""
+    """No batch is larger."""
     rounds: int
     seconds: float
     warm_up: int
@@ -48,11 +53,15 @@ class Figures:
 
     network: str
     image_size: int
-    parameters: int
-    multiply_adds: int
-    bytes_moved: int
+    parameters: int = 0
+    multiply_adds: int = 0
+    bytes_moved: int = 0
+    batch_limit: int = 0
+    """That of the setting, or what keeps the largest tensor below 2^31 elements."""
     largest_train_batch: int = 0
     largest_infer_batch: int = 0
+    limited: bool = False
+    """Whether the limit, and not memory, ended the search of the largest training batch: that figure is none then."""
     train_batch: int = 0
     infer_batch: int = 0
     saved_mib: float = 0.0
@@ -65,6 +74,8 @@ class Figures:
     infer_share: dict[str, float] = field(default_factory=dict)
     train_share_of_matrix_rate: float = 0.0
     """A training step counted as three forward passes."""
+    failed: str | None = None
+    """Why it was not measured, or not to the end."""
 
 
 class Step:
@@ -74,7 +85,10 @@ class Step:
         self._device, self._dtype, self._side = setting.device, setting.dtype, side
         self._trains = trains
         ready = network if trains else to_batch_norm(network)
-        self.network = ready.to(setting.device, memory_format=torch.channels_last).train(trains)  # type: ignore[call-overload]
+        # The package's kernels read planes; all else runs fastest channels last.
+        reads_planes = any(is_package_layer(module) for module in ready.modules())
+        self._memory_format = torch.contiguous_format if reads_planes else torch.channels_last
+        self.network = ready.to(setting.device, memory_format=self._memory_format).train(trains)  # type: ignore[call-overload]
         self._scaler = torch.amp.GradScaler(
             setting.device.type, enabled=trains and setting.device.type == "cuda" and setting.dtype == torch.float16
         )
@@ -84,7 +98,7 @@ class Step:
     def of(self, batch: int) -> Callable[[], None]:
         """The step on ``batch`` pictures."""
         shape = (batch, 3, self._side, self._side)
-        self.pictures = torch.rand(shape, device=self._device).contiguous(memory_format=torch.channels_last)
+        self.pictures = torch.rand(shape, device=self._device).contiguous(memory_format=self._memory_format)
         self.target = torch.randint(NUM_CLASSES, (batch,), device=self._device)
         return self._train if self._trains else self._infer
 
@@ -113,73 +127,77 @@ class Step:
 
 
 def measure_networks(
-    makers: dict[str, Make], setting: Setting, roof: Roof, tell: Callable[[str], None]
-) -> list[Figures]:
-    """All figures of all networks; the timed rounds go through the networks in turn."""
-    rows = {}
-    for name, make in makers.items():
-        tell(f"{name}: counting, and searching the largest batch")
-        rows[name] = _size_up(name, make, setting)
-    torch.backends.cudnn.benchmark = True  # not before: it would try every algorithm for every batch of the search
+    makers: dict[str, Make], setting: Setting, roof: Roof, rows: list[Figures], progress: Progress
+) -> None:
+    """All figures of all networks, into ``rows``; the timed rounds go through the networks in turn.
+
+    A network's first turn begins with the search of its largest batch. One that fails says why, and has no further.
+    """
+    rows += [Figures(name, setting.side_of(name)) for name in makers]
     for turn in range(setting.rounds):
-        for name, make in makers.items():
-            tell(f"{name}: round {turn + 1} of {setting.rounds}")
-            own = rows[name]
-            for trains, batch, rates in (
-                (True, own.train_batch, own.train_images_per_s),
-                (False, own.infer_batch, own.infer_images_per_s),
-            ):
-                step = Step(make(), setting, own.image_size, trains=trains)
-                taken = median_seconds(step.of(batch), setting.device, seconds=setting.seconds, warm_up=setting.warm_up)
-                rates.append(round(batch / taken, 2))
-                del step
-                free_memory()
-    for own in rows.values():
-        work = NetworkWork(own.multiply_adds, own.bytes_moved)
-        own.infer_share = shares(work, statistics.median(own.infer_images_per_s), roof)
-        three = NetworkWork(3 * own.multiply_adds, 0)
-        own.train_share_of_matrix_rate = shares(three, statistics.median(own.train_images_per_s), roof)[
-            "of_matrix_rate"
-        ]
-    return list(rows.values())
+        for own, make in zip(rows, makers.values(), strict=True):
+            if own.failed is None and not (turn > 0 and progress.is_over()):
+                name = f"{own.network}: round {turn + 1} of {setting.rounds}"
+                own.failed = progress.attempt(name, partial(_turn, own, make, setting, roof, turn))
+                progress.keep()
 
 
-def profile_networks(makers: dict[str, Make], rows: list[Figures], setting: Setting) -> list[dict[str, Any]]:
-    """Milliseconds a picture by group of layers, in training and in inference, at the timed batches."""
+def _turn(own: Figures, make: Make, setting: Setting, roof: Roof, turn: int) -> None:
+    torch.backends.cudnn.benchmark = False  # it would try every algorithm for every batch of the search
+    if turn == 0:
+        _size_up(own, make, setting)
+    torch.backends.cudnn.benchmark = True
+    for trains, batch, rates in (
+        (False, own.infer_batch, own.infer_images_per_s),
+        (True, own.train_batch, own.train_images_per_s),
+    ):
+        step = Step(make(), setting, own.image_size, trains=trains)
+        taken = median_seconds(step.of(batch), setting.device, seconds=setting.seconds, warm_up=setting.warm_up)
+        rates.append(round(batch / taken, 2))
+        del step
+        free_memory()
+    work = NetworkWork(own.multiply_adds, own.bytes_moved)
+    own.infer_share = shares(work, statistics.median(own.infer_images_per_s), roof)
+    three = NetworkWork(3 * own.multiply_adds, 0)
+    train = shares(three, statistics.median(own.train_images_per_s), roof)
+    own.train_share_of_matrix_rate = train["of_matrix_rate"]
+
+
+def profile_networks(
+    makers: dict[str, Make], rows: list[Figures], setting: Setting, found: list[dict[str, Any]], progress: Progress
+) -> None:
+    """Milliseconds a picture by group of layers, in inference and in training, at the timed batches, into ``found``."""
     sizes = {own.network: own for own in rows}
-    found = []
     for name, make in makers.items():
         for trains in (False, True):
-            own = sizes[name]
+            what, own = "training" if trains else "inference", sizes[name]
             batch = own.train_batch if trains else own.infer_batch
-            step = Step(make(), setting, own.image_size, trains=trains)
-            spent = time_by_group(step.network, step.of(batch), setting.device, runs=3)
-            whole = sum(spent.values())
-            found.append(
-                {
-                    "network": name,
-                    "what": "training" if trains else "inference",
-                    "batch": batch,
-                    "groups": [
-                        {"group": group, "ms_per_image": round(1e3 * s / batch, 5), "share": round(s / whole, 4)}
-                        for group, s in spent.items()
-                    ],
-                }
-            )
-            del step
-            free_memory()
-    return found
+            entry: dict[str, Any] = {"network": name, "what": what, "batch": batch, "groups": []}
+            step = partial(_profile, make, setting, own.image_size, entry)
+            entry["failed"] = own.failed or progress.attempt(f"{name}: profile of {what}", step)
+            found.append(entry)
+            progress.keep()
 
 
-def _size_up(name: str, make: Make, setting: Setting) -> Figures:
-    side = setting.side_of(name)
-    work = count_work(to_batch_norm(make()), side, setting.dtype)
-    own = Figures(name, side, 0, work.multiply_adds, work.bytes_moved)
+def _profile(make: Make, setting: Setting, side: int, entry: dict[str, Any]) -> None:
+    batch = entry["batch"]
+    step = Step(make(), setting, side, trains=entry["what"] == "training")
+    spent = time_by_group(step.network, step.of(batch), setting.device, runs=3)
+    whole = sum(spent.values())
+    entry["groups"] = [
+        {"group": group, "ms_per_image": round(1e3 * s / batch, 5), "share": round(s / whole, 4)}
+        for group, s in spent.items()
+    ]
+
+
+def _size_up(own: Figures, make: Make, setting: Setting) -> None:
+    work = count_work(to_batch_norm(make()), own.image_size, setting.dtype)
+    own.multiply_adds, own.bytes_moved = work.multiply_adds, work.bytes_moved
+    own.batch_limit = min(setting.batch_limit, _MOST_ELEMENTS // work.largest_tensor)
     _size_up_training(own, make, setting)
     free_memory()
     _size_up_inference(own, make, setting)
     free_memory()
-    return own
 
 
 def _size_up_training(own: Figures, make: Make, setting: Setting) -> None:
@@ -187,14 +205,15 @@ def _size_up_training(own: Figures, make: Make, setting: Setting) -> None:
     own.parameters = sum(parameter.numel() for parameter in step.network.parameters())
     own.saved_mib = round(step.saved_bytes_per_picture() / MIB, 2)
     # One picture may be taken to fit: of 32 px, it would leave the last norms one value a channel, too few to train.
-    own.largest_train_batch = largest_batch(lambda n: n < 2 or _fits(step, n), setting.batch_limit)
+    own.largest_train_batch = largest_batch(lambda n: n < 2 or _fits(step, n), own.batch_limit)
+    own.limited = own.largest_train_batch == own.batch_limit
     own.train_batch = max(2, share_of(own.largest_train_batch))
     own.peak_train_mib = _peak_mib_per_picture(step, own.train_batch, setting.device)
 
 
 def _size_up_inference(own: Figures, make: Make, setting: Setting) -> None:
     step = Step(make(), setting, own.image_size, trains=False)
-    own.largest_infer_batch = largest_batch(lambda n: _fits(step, n), setting.batch_limit)
+    own.largest_infer_batch = largest_batch(lambda n: _fits(step, n), own.batch_limit)
     own.infer_batch = share_of(own.largest_infer_batch)
     own.peak_infer_mib = _peak_mib_per_picture(step, own.infer_batch, setting.device)
 
@@ -220,8 +239,3 @@ def _peak_mib_per_picture(step: Step, batch: int, device: torch.device) -> float
     run()
     torch.cuda.synchronize(device)
     return round((torch.cuda.max_memory_allocated(device) - before) / batch / MIB, 2)
-
-
-def as_plain(rows: list[Figures]) -> list[dict[str, Any]]:
-    """For JSON."""
-    return [asdict(own) for own in rows]

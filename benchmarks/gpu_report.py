@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import statistics
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +35,27 @@ def place_for(name: str, content: dict[str, Any], wanted: Path | None) -> Path |
     return RESULTS / f"{content['date']}-{name}.json"
 
 
+def keeper(name: str, wanted: Path | None) -> Callable[[dict[str, Any]], None]:
+    """What keeps the figures there are, where they go in the end, whole at every time."""
+
+    def keep(content: dict[str, Any]) -> None:
+        path = place_for(name, content, wanted)
+        if path is not None:
+            _write_json(path, content)
+
+    return keep
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}")
+    aside.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    aside.replace(path)
+
+
 def write(path: Path, content: dict[str, Any], tables: list[Table]) -> None:
     """The figures at ``path``, and the tables as text beside it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    _write_json(path, content)
     with path.with_suffix(".txt").open("w", encoding="utf-8") as file:
         console = Console(file=file, width=160)
         for table in tables:
@@ -53,7 +71,11 @@ def setting_of(content: dict[str, Any]) -> str:
 def model_tables(content: dict[str, Any]) -> list[Table]:
     """Networks, the serving program, and the profile if there is one."""
     tables = [_networks(content), _programs(content)]
+    if content["targets"]:
+        tables.append(_targets(content["targets"]))
     for profiled in content["profile"]:
+        if profiled["failed"]:
+            continue
         table = Table(title=f"{profiled['network']}, {profiled['what']}, batch {profiled['batch']}")
         _columns(table, "layers", "ms/image", "share")
         for row in profiled["groups"]:
@@ -66,27 +88,42 @@ def _networks(content: dict[str, Any]) -> Table:
     setting = content["setting"]
     table = Table(title=f"{setting['image_size']} px, {setting['autocast']} autocast, {setting_of(content)}")
     _columns(table, "network", "params M", "GMACs", "infer/s", "at batch", "of matrix rate", "of bandwidth", "train/s",
-             "largest batch", "MiB kept", "MiB peak")  # fmt: skip
+             "largest batch", "MiB kept", "MiB peak", "or why not")  # fmt: skip
     for row in content["networks"]:
+        if row["failed"]:
+            table.add_row(row["network"], *[""] * 10, row["failed"])
+            continue
         share = row["infer_share"]
         table.add_row(
             row["network"], f"{row['parameters'] / 1e6:.1f}", f"{row['multiply_adds'] / 1e9:.2f}",
             f"{statistics.median(row['infer_images_per_s']):.0f}", str(row["infer_batch"]),
             f"{share['of_matrix_rate']:.0%}", f"{share['of_bandwidth']:.0%}",
-            f"{statistics.median(row['train_images_per_s']):.0f}", str(row["largest_train_batch"]),
-            f"{row['saved_mib']:.1f}", "" if row["peak_train_mib"] is None else f"{row['peak_train_mib']:.1f}",
+            f"{statistics.median(row['train_images_per_s']):.0f}",
+            f"{'≥ ' if row['limited'] else ''}{row['largest_train_batch']}",
+            f"{row['saved_mib']:.1f}", "" if row["peak_train_mib"] is None else f"{row['peak_train_mib']:.1f}", "",
         )  # fmt: skip
     ratios = [f"{what} {own['measured']:g} (paper {own['paper']:g})" for what, own in content["ratios"].items()]
     roof = content["roof"][setting["autocast"]]
-    table.caption = f"roof: {roof['teraflops']:.1f} TFLOP/s, {roof['gigabytes_per_s']:.0f} GB/s. " + (
-        f"TResNet-M over ResNet50: {'; '.join(ratios)}" if ratios else ""
+    table.caption = (
+        f"roof: {roof['teraflops']:.1f} TFLOP/s in {roof['format']}, {roof['gigabytes_per_s']:.0f} GB/s. "
+        "≥: the search ended at its limit, not at the memory's. "
+        + (f"TResNet-M over ResNet50: {'; '.join(ratios)}" if ratios else "")
     )
+    return table
+
+
+def _targets(targets: list[dict[str, Any]]) -> Table:
+    table = Table(title="Targets")
+    _columns(table, "ratio", "measured", "at least", "")
+    for own in targets:
+        table.add_row(own["what"], f"{own['measured']:g}", f"{own['at_least']:g}", "met" if own["met"] else "missed")
     return table
 
 
 def _programs(content: dict[str, Any]) -> Table:
     setting = content["setting"]
     table = Table(title=f"The serving program, batch {setting['serving_batch']}, {setting['serving_weights']} weights")
+    table.caption = "fp32 on a GPU: convolutions in TF32, by torch's default"
     _columns(table, "form", "images/s", "x eager fp32", "build s", "score distance", "top-1 agreement", "or why not")
     for row in content["serving_program"]:
         if row["failed"]:
@@ -104,7 +141,7 @@ def draw_models(content: dict[str, Any], path: Path) -> None:
     """Throughput of the networks, their largest batches, and the serving program's forms."""
     from matplotlib.figure import Figure
 
-    rows = content["networks"]
+    rows = [row for row in content["networks"] if not row["failed"]]
     names = [row["network"] for row in rows]
     figure = Figure(figsize=(15, 1.5 + 0.4 * max(len(names), len(content["serving_program"]))), layout="constrained")
     figure.suptitle(setting_of(content))
@@ -137,8 +174,17 @@ def service_table(content: dict[str, Any]) -> Table:
             f"{sum(row['cpu_ms_per_image'].values()):.2f}", f"{row['cores_to_feed']:.1f}", str(row["failed"]),
         )  # fmt: skip
     gpu = content["decode_on_gpu"]
+    best = content.get("best")
+    bounds = [f"{name} {rate:g}" for name, rate in best["bounds_images_per_s"].items()] if best else []
     table.caption = (
-        f"the bare program: {bare:.1f} images/s at batch {content['batch']}; {content['cores']} cores are here; "
+        (f"bounds, images/s: {'; '.join(bounds)}. Nearest: {best['bound']}. " if best else "")
+        + "".join(
+            f"Target: {own['what']} at least {own['at_least']:g}: {own['measured']:g}, "
+            f"{'met' if own['met'] else 'missed'}. "
+            for own in content["targets"]
+        )
+        + "".join(f"Not measured: {line}. " for line in content["not_measured"])
+        + f"The bare program: {bare:.1f} images/s at batch {content['batch']}; {content['cores']} cores are here; "
         f"decoding on one core {content['decode_on_cpu']['images_per_s_and_core']:.0f} images/s, on the GPU "
         + (f"{gpu['images_per_s']:.0f}" if "images_per_s" in gpu else f"not measured: {gpu['skipped']}")
     )

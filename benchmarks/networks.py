@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -27,6 +27,7 @@ TIMM = {
 }
 LARGER = {"TResNet-L": "tresnet_l", "TResNet-XL": "tresnet_xl", "TResNet-V2-L": "tresnet_v2_l"}
 Make = Callable[[], nn.Module]
+_Any = TypeVar("_Any")
 
 
 def ablation_networks(norm: Norm, m: Variant = M) -> dict[str, Make]:
@@ -61,13 +62,13 @@ def miniature(variant: Variant) -> Variant:
     return replace(variant, repeats=(1, 1, 1, 1), width=16)
 
 
-def chosen(makers: dict[str, Make], names: list[str] | None) -> dict[str, Make]:
-    """Those named; all without names.
+def chosen(known: dict[str, _Any], names: list[str] | None) -> dict[str, _Any]:
+    """Those named; all where ``names`` is None.
 
     Raises:
         KeyError: for a name that is none of them.
     """
-    return makers if names is None else {name: makers[name] for name in names}
+    return dict(known) if names is None else {name: known[name] for name in names}
 
 
 def tresnet(variant: Variant, norm: Norm) -> Make:

@@ -11,15 +11,17 @@ import statistics
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from benchmarks.timing import free_memory, median_seconds
+from benchmarks.progress import Progress
+from benchmarks.timing import median_seconds
 from export.program import DTYPES, Normalisation, ServingProgram
 from export.program_file import RunProgram, load_program, write_torch_aoti, write_torchscript
 from export.verify import noise_pictures, top1_agreement
@@ -28,7 +30,6 @@ from tresnet.terms import Precision
 
 REFERENCE = "eager fp32"
 _AGREEMENT_BATCHES = 8
-_TELL = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -68,55 +69,51 @@ def forms() -> dict[str, Form]:
 def measure_programs(
     network: TResNet,
     *,
-    names: list[str],
-    precisions: list[Precision],
+    wanted: list[tuple[Form, Precision]],
     image_size: int,
     batch_size: int,
     rounds: int,
     seconds: float,
     device: torch.device,
-    tell: _TELL,
-) -> list[dict[str, Any]]:
-    """Every form in every precision, in turns; ``network`` is left as it is.
+    found: list[FormFigures],
+    progress: Progress,
+) -> None:
+    """Every wanted form, into ``found``, in turns; ``network`` is left as it is.
 
-    Raises:
-        KeyError: for an unknown form.
+    A form's first turn begins with building it. One that fails says why, and has no further.
     """
-    wanted = [(forms()[name], precision) for name in names for precision in precisions]
     pictures = noise_pictures(batch_size, image_size).to(device)
-    reference = _program(network, "fp32", torch.device("cpu"))  # a GPU's float32 is TF32 inside
     checked = [noise_pictures(batch_size + index, image_size)[:batch_size] for index in range(_AGREEMENT_BATCHES)]
-    with torch.inference_mode():
-        expected = torch.cat([reference(batch)[0] for batch in checked])
+    expected = torch.empty(0)
+    if not progress.is_over():
+        progress.tell("the reference: float32 on the CPU")
+        reference = _program(network, "fp32", torch.device("cpu"))  # a GPU's float32 is TF32 inside
+        with torch.inference_mode():
+            expected = torch.cat([reference(batch)[0] for batch in checked])
     built: dict[str, RunProgram] = {}
-    figures: dict[str, FormFigures] = {}
-    for form, precision in wanted:
-        name = f"{form.name} {precision}"
-        tell(f"{name}: building")
-        own = figures[name] = FormFigures(name)
-        try:
-            run, own.build_s = _build(form, _program(network, precision, device), pictures)
-            with torch.inference_mode():
+    taken: dict[str, list[float]] = {}
+
+    def turn_of(own: FormFigures, form: Form, precision: Precision) -> None:
+        if own.form not in built:
+            built[own.form], own.build_s = _build(form, _program(network, precision, device), pictures)
+        run, times = built[own.form], taken.setdefault(own.form, [])
+        with torch.inference_mode():
+            if not times:
                 got = torch.cat([run(batch.to(device))[0].float().cpu() for batch in checked])
-        except (
-            RuntimeError,
-            NotImplementedError,
-        ) as error:  # not for this device, dtype or compiler: part of the result
-            own.failed = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-            continue
-        own.max_score_distance = round((got - expected).abs().max().item(), 7)
-        own.top1_agreement = round(top1_agreement(expected, got, 0.0)[0], 5)
-        built[name] = run
-        free_memory()
-    taken: dict[str, list[float]] = {name: [] for name in built}
+                own.max_score_distance = round((got - expected).abs().max().item(), 7)
+                own.top1_agreement = round(top1_agreement(expected, got, 0.0)[0], 5)
+            times.append(median_seconds(lambda: run(pictures), device, seconds=seconds))
+        own.images_per_s = round(batch_size / statistics.median(times), 2)
+
+    found += [FormFigures(f"{form.name} {precision}") for form, precision in wanted]
     for turn in range(rounds):
-        for name, run in built.items():
-            tell(f"{name}: round {turn + 1} of {rounds}")
-            with torch.inference_mode():
-                taken[name].append(median_seconds(lambda run=run: run(pictures), device, seconds=seconds))  # type: ignore[misc]
-    for name, times in taken.items():
-        figures[name].images_per_s = round(batch_size / statistics.median(times), 2)
-    return [asdict(own) for own in figures.values()]
+        for own, (form, precision) in zip(found, wanted, strict=True):
+            if own.failed is None and not (turn > 0 and progress.is_over()):
+                name = f"{own.form}: round {turn + 1} of {rounds}"
+                own.failed = progress.attempt(name, partial(turn_of, own, form, precision))
+                if own.failed is not None:
+                    built.pop(own.form, None)
+                progress.keep()
 
 
 def _program(network: TResNet, precision: Precision, device: torch.device) -> ServingProgram:
@@ -186,8 +183,3 @@ def _cuda_graph(program: ServingProgram, pictures: Tensor) -> RunProgram:
         return results
 
     return replay
-
-
-def failed(rows: list[dict[str, Any]]) -> Iterator[str]:
-    """One line for each form that could not be measured."""
-    return (f"{row['form']}: {row['failed']}" for row in rows if row["failed"])

@@ -6,6 +6,8 @@ read and write when each runs by itself. A compiler that fuses operators moves l
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +27,8 @@ _COPY_BYTES = {"cuda": 2**31, "cpu": 2**25}
 class Roof:
     """What a device does at best."""
 
+    format: str
+    """In which the matrix units compute."""
     teraflops: float
     """Of a large square matrix product, a multiply-add being two."""
     gigabytes_per_s: float
@@ -37,18 +41,37 @@ class NetworkWork:
 
     multiply_adds: int
     bytes_moved: int
+    largest_tensor: int = 0
+    """Elements of the largest activation."""
 
 
 def measure_roof(device: torch.device, dtype: torch.dtype, *, seconds: float) -> Roof:
-    """The matrix rate in ``dtype`` and the bandwidth of ``device``."""
+    """The matrix rate in ``dtype`` and the bandwidth of ``device``.
+
+    In float32 a GPU's matrix units round to TF32 here: cuDNN's convolutions do so by torch's default, and are what
+    the roof is for.
+    """
     side, size = _GEMM_SIDE[device.type], _COPY_BYTES[device.type]
     a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
     product = torch.empty(side, side, device=device, dtype=dtype)
-    gemm_s = median_seconds(lambda: torch.mm(a, b, out=product), device, seconds=seconds)
+    is_tf32 = device.type == "cuda" and dtype == torch.float32
+    with _tf32(is_tf32):
+        gemm_s = median_seconds(lambda: torch.mm(a, b, out=product), device, seconds=seconds)
     source = torch.ones(size, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     copy_s = median_seconds(lambda: target.copy_(source), device, seconds=seconds)
-    return Roof(2 * side**3 / gemm_s / 1e12, 2 * size / copy_s / 1e9)
+    form = "TF32" if is_tf32 else str(dtype).removeprefix("torch.")
+    return Roof(form, 2 * side**3 / gemm_s / 1e12, 2 * size / copy_s / 1e9)
+
+
+@contextmanager
+def _tf32(allowed: bool) -> Iterator[None]:
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = allowed
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
 
 
 def count_work(network: nn.Module, image_size: int, dtype: torch.dtype) -> NetworkWork:
@@ -59,7 +82,7 @@ def count_work(network: nn.Module, image_size: int, dtype: torch.dtype) -> Netwo
         network(picture)
     with torch.no_grad(), _Traffic() as traffic:
         network(picture)
-    return NetworkWork(flops.get_total_flops() // 2, traffic.bytes)
+    return NetworkWork(flops.get_total_flops() // 2, traffic.bytes, traffic.largest)
 
 
 def shares(work: NetworkWork, images_per_s: float, roof: Roof) -> dict[str, float]:
@@ -71,11 +94,11 @@ def shares(work: NetworkWork, images_per_s: float, roof: Roof) -> dict[str, floa
 
 
 class _Traffic(TorchDispatchMode):
-    """Adds up what each operator reads and writes; views move nothing."""
+    """Adds up what each operator reads and writes, and finds its largest result; views move nothing."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.bytes = 0
+        self.bytes = self.largest = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
@@ -83,4 +106,6 @@ class _Traffic(TorchDispatchMode):
             for tensor in tree_leaves((args, kwargs, result)):
                 if isinstance(tensor, Tensor):
                     self.bytes += tensor.numel() * tensor.element_size()
+            results = [tensor.numel() for tensor in tree_leaves(result) if isinstance(tensor, Tensor)]
+            self.largest = max(self.largest, *results)
         return result

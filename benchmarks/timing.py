@@ -14,6 +14,8 @@ from typing import Any
 import torch
 
 Work = Callable[[], Any]
+_TOO_LARGE = ("out of memory", "ALLOC_FAILED", "unable to find an engine", "32-bit index", "canUse32BitIndexMath")
+"""How torch, cuDNN and cuBLAS tell of too large a batch where they do not raise :class:`torch.OutOfMemoryError`."""
 
 
 def seconds_of(work: Work, device: torch.device) -> float:
@@ -57,11 +59,18 @@ def largest_batch(fits: Callable[[int], bool], limit: int) -> int:
 
 
 def fits_in_memory(work: Work) -> bool:
-    """Whether ``work`` runs without the device's memory running out; what it took is given back."""
+    """Whether ``work`` runs without the device's memory running out; what it took is given back.
+
+    A batch that cuDNN has no algorithm for, or that is beyond an operator's 32-bit index, does not fit either.
+    """
     fits = True
     try:
         work()
     except torch.OutOfMemoryError:
+        fits = False
+    except RuntimeError as error:
+        if not any(sign in str(error) for sign in _TOO_LARGE):
+            raise
         fits = False
     free_memory()  # out here, where the error no longer holds what its frames held
     return fits

@@ -22,25 +22,31 @@ Write = Annotated[
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 Tiny = Annotated[bool, typer.Option("--tiny", help="Toy sizes, on any device: shows that it runs, and nothing else.")]
+Deadline = Annotated[
+    float | None, typer.Option(help="Begin nothing after so many seconds; what there is then is kept.", min=0)
+]
 
 
 def gpu_models(
     device: Device = "auto",
     tiny: Tiny = False,
-    networks: Annotated[str | None, typer.Option(help="Only these, split by commas.", metavar="NAMES")] = None,
+    networks: Annotated[
+        str | None, typer.Option(help="Only these, split by commas; '' for none.", metavar="NAMES")
+    ] = None,
     programs: Annotated[
-        str | None, typer.Option(help="Only these forms of the serving program, split by commas.", metavar="NAMES")
+        str | None,
+        typer.Option(help="Only these forms of the serving program, split by commas; '' for none.", metavar="NAMES"),
     ] = None,
     precisions: Annotated[str, typer.Option(help="Of the serving program, split by commas.")] = "fp32,fp16,bf16",
     precision: Annotated[Precision, typer.Option(help="Of the networks, by autocast.")] = "fp16",
     norm: Annotated[Literal["auto", "package", "own", "bn"], typer.Option(help="InPlace-ABN of the networks.")] = "own",
     image_size: Annotated[int, typer.Option(min=32, help="Side of the pictures, in pixels.")] = 224,
-    batch_limit: Annotated[int, typer.Option(min=2, help="No batch is larger.")] = 2048,
+    batch_limit: Annotated[int, typer.Option(min=2, help="No batch is larger.")] = 8192,
     serving_batch: Annotated[int, typer.Option(min=1, help="Pictures in a run of the serving program.")] = 64,
     rounds: Annotated[int, typer.Option(min=1, help="Turns; the median counts.")] = 3,
     seconds: Annotated[float, typer.Option(min=0.01, help="Of one turn of one network.")] = 2.0,
     memory_gib: Annotated[
-        float | None, typer.Option(min=1, help="Use no more of the GPU's memory, to compare with a smaller one.")
+        float | None, typer.Option(min=1, help="What the networks may use of the GPU's; 16 is that of the paper's.")
     ] = None,
     checkpoint: Annotated[
         Path | None, typer.Option(help="Weights of the serving program, for its top-1 agreement.", metavar="CHECKPOINT")
@@ -48,12 +54,13 @@ def gpu_models(
     profile: Annotated[
         str, typer.Option(help="Networks whose time is split up by kind of layer, split by commas.", metavar="NAMES")
     ] = "",
+    deadline_s: Deadline = None,
     write: Write = None,
 ) -> None:
     """TResNet, its ablation and timm's networks on a GPU, and the serving program in every form."""
     with fails_with_2():
         from benchmarks.gpu_models import Options, run_gpu_models
-        from benchmarks.gpu_report import check_place, draw_models, model_tables
+        from benchmarks.gpu_report import check_place, draw_models, keeper, model_tables
         from tresnet.devices import choose_device
         from tresnet.errors import UserError
         from tresnet.inplace_abn import resolve_norm
@@ -74,15 +81,16 @@ def gpu_models(
             seconds=seconds,
             memory_gib=memory_gib,
             checkpoint=checkpoint,
+            deadline_s=deadline_s,
             profile=tuple(_names(profile) or ()),
         )
         with console.status("") as status:
             try:
-                content = run_gpu_models(options.made_tiny() if tiny else options, status.update)
+                content = run_gpu_models(
+                    options.made_tiny() if tiny else options, status.update, _say, keeper("gpu-models", write)
+                )
             except KeyError as error:
                 raise UserError(f"there is no network or form {error.args[0]!r} in this comparison") from error
-            except ImportError as error:
-                raise UserError(f"timm's networks need: make setup-dev ({error})") from error
         _show("gpu-models", content, model_tables(content), draw_models, write)
 
 
@@ -96,11 +104,12 @@ def gpu_service(
     workers: Annotated[str, typer.Option(help="Gateway processes, each number once, split by commas.")] = "1,4,8",
     connections: Annotated[str, typer.Option(help="Clients, each number once, split by commas.")] = "16,64,256",
     seconds: Annotated[float, typer.Option(min=1, help="Of one measurement.")] = 8.0,
+    deadline_s: Deadline = None,
     write: Write = None,
 ) -> None:
     """The gateway and the bundled Triton on a GPU, from JPEG bytes over HTTP, beside the bare serving program."""
     with fails_with_2():
-        from benchmarks.gpu_report import check_place, draw_service, service_table
+        from benchmarks.gpu_report import check_place, draw_service, keeper, service_table
         from benchmarks.gpu_service import Options, run_gpu_service
         from tresnet.devices import choose_device
 
@@ -114,9 +123,12 @@ def gpu_service(
             workers=_numbers(workers, "--workers"),
             connections=_numbers(connections, "--connections"),
             seconds=seconds,
+            deadline_s=deadline_s,
         )
         with console.status("") as status:
-            content = run_gpu_service(options.made_tiny() if tiny else options, status.update)
+            content = run_gpu_service(
+                options.made_tiny() if tiny else options, status.update, _say, keeper("gpu-service", write)
+            )
         _show("gpu-service", content, [service_table(content)], draw_service, write)
 
 
@@ -141,8 +153,12 @@ def _show(
     out.print(f"{path}, with {path.with_suffix('.txt').name} and {path.with_suffix('.png').name}")
 
 
+def _say(line: str) -> None:
+    console.print(line, markup=False)
+
+
 def _names(text: str | None) -> list[str] | None:
-    return [name.strip() for name in text.split(",")] if text else None
+    return None if text is None else [name.strip() for name in text.split(",") if name.strip()]
 
 
 def _precision(name: str) -> Precision:

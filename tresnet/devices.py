@@ -15,7 +15,7 @@ _BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}
 
 
 def choose_device(wanted: str = "auto") -> torch.device:
-    """``auto`` (a GPU if there is one), ``cpu`` or ``cuda``.
+    """``auto`` (a GPU if there is one), ``cpu`` or ``cuda``; a GPU with its index, which parts of torch ask for.
 
     Raises:
         UserError: for another word, or ``cuda`` where there is none.
@@ -23,7 +23,7 @@ def choose_device(wanted: str = "auto") -> torch.device:
     if wanted not in ("auto", "cpu", "cuda") or (wanted == "cuda" and not torch.cuda.is_available()):
         raise UserError(f"--device {wanted} is not to be had here: use auto or cpu")
     use_cuda = wanted == "cuda" or (wanted == "auto" and torch.cuda.is_available())
-    return torch.device("cuda" if use_cuda else "cpu")
+    return torch.device("cuda", torch.cuda.current_device()) if use_cuda else torch.device("cpu")
 
 
 def loading_processes(device: torch.device) -> int:

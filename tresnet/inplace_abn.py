@@ -181,6 +181,11 @@ def _package_class() -> type[nn.Module]:
     return PackageInPlaceABN
 
 
+def is_package_layer(layer: nn.Module) -> bool:
+    """Whether ``layer`` is the package's, whose CUDA kernels read planes and are slow on channels-last pictures."""
+    return any(kind.__module__.partition(".")[0] == "inplace_abn" for kind in type(layer).__mro__)
+
+
 def resolve_norm(norm: Norm, device: torch.device) -> Norm:
     """The implementation that ``auto`` means on ``device``; says the choice in the log.
 

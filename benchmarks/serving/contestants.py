@@ -136,7 +136,7 @@ def start(contestant: Contestant, model: Path, image_size: int, body: Path, cont
     repository = model.parents[2]
     environment = {
         **os.environ,
-        "PYTHONPATH": str(ROOT),
+        "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH")))),
         "PATH": f"{PEERS_BIN}:{os.environ['PATH']}",
         "MODEL": str(model),
         "IMAGE_SIZE": str(image_size),

@@ -98,9 +98,22 @@ def bare_images_per_s(
     batch_size: int = MAX_BATCH_SIZE,
     seconds: float = 10.0,
     device: torch.device = _CPU,
+    *,
+    copies: bool = False,
 ) -> float:
-    """What the program alone does in this process, on ``device`` or with every core: the bound of any server."""
+    """What the program alone does in this process, on ``device`` or with every core: the bound of any server.
+
+    With ``copies`` its pictures come from the CPU's memory and its answers go there, as a server's do.
+    """
     program = load_program(model, device)
-    pictures = torch.randint(0, 256, (batch_size, image_size, image_size, 3), dtype=torch.uint8, device=device)
+    pictures = torch.randint(0, 256, (batch_size, image_size, image_size, 3), dtype=torch.uint8)
+    if not copies:
+        pictures = pictures.to(device)
+
+    def run() -> None:
+        for answer in program(pictures.to(device)):
+            if copies:
+                answer.cpu()
+
     with torch.inference_mode():
-        return batch_size / median_seconds(lambda: program(pictures), device, seconds=seconds)
+        return batch_size / median_seconds(run, device, seconds=seconds)
