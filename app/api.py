@@ -55,7 +55,11 @@ def create_app(settings: Settings, *, network: PublicNetwork | None = None) -> F
     draining = Draining()
     metrics = Metrics(settings.max_metric_labels)
     decoder = Decoder(settings)
-    triton = TritonClient(settings.triton_url or "grpc://127.0.0.1:8001", shared_memory=settings.shared_memory)
+    triton = TritonClient(
+        settings.triton_url or "grpc://127.0.0.1:8001",
+        shared_memory=settings.shared_memory,
+        silence_timeout_s=1.5 * settings.triton_live_timeout_ms / 1000,  # before two looks in a row have met it
+    )
     tracing = create_tracing(settings)
     catalogue = Catalogue(settings.default_models)
     watch = ModelWatch(triton, decoder, settings, metrics, tracing, catalogue)

@@ -226,9 +226,10 @@ def _from_entry(index: int, entry: object) -> ImageInput:
 
 def _decoded(index: int, text: object) -> bytes | ServiceError:
     if isinstance(text, str):
-        for form in (text, text.translate(_LINE_ENDS)):  # which the command base64 writes
-            with suppress(ValueError):
-                return base64.b64decode(form, validate=True)
+        with suppress(ValueError):
+            return base64.b64decode(text, validate=True)
+        with suppress(ValueError):  # the command base64 writes lines
+            return base64.b64decode(text.translate(_LINE_ENDS), validate=True)
     hint = ": leave out what comes before the comma" if isinstance(text, str) and text.startswith("data:") else ""
     return RequestError(422, "undecodable_image", f"images[{index}].b64 is not base64 text{hint}")
 

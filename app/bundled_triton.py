@@ -15,7 +15,6 @@ import socket
 import subprocess
 import sys
 import sysconfig
-import tempfile
 import threading
 import time
 from collections.abc import Sequence
@@ -25,6 +24,7 @@ from pathlib import Path
 from app.cores import usable_cores
 from app.freed_memory import ACTIVATIONS
 from app.model_control import ModelControl
+from app.temporary_folder import temporary_folder
 from tresnet.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -60,10 +60,8 @@ class BundledTriton:
         self.log_path = log_dir / "triton.log"
         self._options = options
         self.port = 0
-        self._process: subprocess.Popen[bytes] | None = None
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
-        self._backends: tempfile.TemporaryDirectory[str] | None = None
 
     @property
     def url(self) -> str:
@@ -83,8 +81,6 @@ class BundledTriton:
         self._clear_shared_memory(f"tresnet-stub-{socket.gethostname()}-*")
         self.port = _free_port()
         self.log_path.parent.mkdir(parents=True, exist_ok=True)
-        self._backends = tempfile.TemporaryDirectory(prefix="tresnet-backends-")
-        self._link_backend(Path(self._backends.name) / "python")
         self._thread = threading.Thread(target=self._supervise, name="triton-supervisor", daemon=True)
         self._thread.start()
 
@@ -93,8 +89,6 @@ class BundledTriton:
         self._stopping.set()
         if self._thread is not None:
             self._thread.join()
-        if self._backends is not None:
-            self._backends.cleanup()
 
     def check_program(self) -> None:
         """Raise :class:`UserError`, which says how to mend it, if the server or a library that it needs is missing."""
@@ -161,13 +155,12 @@ class BundledTriton:
             "LD_LIBRARY_PATH": ":".join(libraries),
         }
 
-    def _command(self) -> list[str]:
-        assert self._backends is not None  # noqa: S101
+    def _command(self, backends: Path) -> list[str]:
         command = [
             str(self._server / "bin" / "tritonserver"),
             f"--model-repository={self._repository.resolve()}",
             "--model-config-name=embedded",
-            f"--backend-directory={self._backends.name}",
+            f"--backend-directory={backends}",
             "--disable-auto-complete-config",
             "--exit-on-error=false",
             "--model-control-mode=explicit",
@@ -189,7 +182,9 @@ class BundledTriton:
         while not self._stopping.is_set():
             started = time.monotonic()
             try:
-                self._run_once()
+                with temporary_folder("tresnet-backends-") as backends:
+                    self._link_backend(backends / "python")
+                    self._run_once(backends)
                 if self._stopping.is_set():
                     return
                 logger.error("Triton stopped; its last lines in %s:\n%s", self.log_path, self._last_lines())
@@ -200,36 +195,37 @@ class BundledTriton:
             self._stopping.wait(pause_s)
             pause_s = min(_LONGEST_PAUSE_S, 2 * pause_s)
 
-    def _run_once(self) -> None:
+    def _run_once(self, backends: Path) -> None:
         """One life of the server: start it, wait for its end or for :meth:`stop`, leave no child behind."""
         with self.log_path.open("ab") as log:
             # A group of its own: a Ctrl-C in the terminal reaches the gateway alone, which drains first. In the
             # gateway's session: kernels that share the cores out by session would give the decoders less.
             process = subprocess.Popen(  # noqa: S603
-                self._command(),
+                self._command(backends),
                 env=self._environment(),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
                 process_group=0,
             )
-        self._process = process
         logger.info("Triton started, process %d, log in %s", process.pid, self.log_path)
         control = ModelControl(self._repository, process.pid, f"127.0.0.1:{self.port}", self._hang_timeout_s)
-        control.start()
-        while process.poll() is None and not control.server_hangs and not self._stopping.wait(0.1):
-            pass
-        if control.server_hangs:
-            logger.error("Triton has not answered for %.0f s; killing it", self._hang_timeout_s)
-        elif process.poll() is None:
-            process.terminate()
-            try:
-                process.wait(_STOP_TIMEOUT_S)
-            except subprocess.TimeoutExpired:
-                logger.warning("Triton did not stop in %.0f s; killing it", _STOP_TIMEOUT_S)
-        _kill_group(process)
-        control.stop()
-        self._clear_shared_memory(f"{self._shared_memory_prefix}*", own=True)
+        try:
+            control.start()
+            while process.poll() is None and not control.server_hangs and not self._stopping.wait(0.1):
+                pass
+            if control.server_hangs:
+                logger.error("Triton has not answered for %.0f s; killing it", self._hang_timeout_s)
+            elif process.poll() is None:
+                process.terminate()
+                try:
+                    process.wait(_STOP_TIMEOUT_S)
+                except subprocess.TimeoutExpired:
+                    logger.warning("Triton did not stop in %.0f s; killing it", _STOP_TIMEOUT_S)
+        finally:
+            _kill_group(process)
+            control.stop()
+            self._clear_shared_memory(f"{self._shared_memory_prefix}*", own=True)
 
     @property
     def _shared_memory_prefix(self) -> str:
@@ -241,7 +237,8 @@ class BundledTriton:
         for path in Path("/dev/shm").glob(pattern):  # noqa: S108
             pid = path.name.removeprefix(f"tresnet-stub-{socket.gethostname()}-").partition("-")[0]
             if own or not Path(f"/proc/{pid}").exists():
-                path.unlink(missing_ok=True)
+                with suppress(OSError):  # another user's
+                    path.unlink()
 
     def _last_lines(self, count: int = 15) -> str:
         with self.log_path.open("rb") as log:

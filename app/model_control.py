@@ -18,7 +18,7 @@ import stat
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -66,6 +66,8 @@ class _Model:
     told: OnDisk | None = None  # None: nothing, or to unload it
     broken: dict[int, Stamp] = field(default_factory=dict)
     """Versions that could not be loaded, as they were then."""
+    is_guessed: bool = False
+    """Whether some of them are there because Triton did not say which one was at fault."""
     retry_pause_s: float = _FIRST_RETRY_S
     retry_at: float | None = None
     call: Future[None] | None = None
@@ -80,16 +82,39 @@ class _Model:
         return self.call is None or self.call.done()
 
 
-def read_repository(repository: Path) -> dict[str, OnDisk]:
-    """The models that lie in the repository now; hidden folders are those of an export under way."""
-    return {
-        folder.name: OnDisk(
-            _stamp(folder) + _stamp(folder / CONFIG.parent),
-            {int(entry.name): _stamp(entry) for entry in _folders(folder) if entry.name.isdecimal()},
-        )
-        for folder in _folders(repository)
-        if (folder / CONFIG).exists()
-    }
+def read_repository(repository: Path, before: Mapping[str, OnDisk]) -> tuple[dict[str, OnDisk], set[str]]:
+    """The models that lie in the repository now, and why some of it cannot be read, which counts as it was ``before``.
+
+    Hidden folders are those of an export under way.
+    """
+    found: dict[str, OnDisk] = {}
+    unreadable: set[str] = set()
+    for folder in _entries(repository):
+        known = before.get(folder.name)
+        try:
+            if (folder / CONFIG).exists():
+                files = _stamp(folder) + _stamp(folder / CONFIG.parent)
+                found[folder.name] = OnDisk(files, _versions(folder, known.versions if known else {}, unreadable))
+        except OSError as error:
+            unreadable.add(str(error))
+            if known is not None:
+                found[folder.name] = known
+    return found, unreadable
+
+
+def _versions(model: Path, before: Mapping[int, Stamp], unreadable: set[str]) -> dict[int, Stamp]:
+    versions = {}
+    for folder in _entries(model):
+        if not (folder.name.isdecimal() and folder.is_dir()):
+            continue
+        number = int(folder.name)
+        try:
+            versions[number] = _stamp(folder)
+        except OSError as error:
+            unreadable.add(str(error))
+            if number in before:
+                versions[number] = before[number]
+    return versions
 
 
 def _instances(config: pb.ModelConfig) -> int:
@@ -109,10 +134,6 @@ def _model_processes(server: int) -> Counter[tuple[str, int]]:
                 program = Path((folder / "cmdline").read_text().split("\0")[1])  # …/MODEL/VERSION/model.py
                 found[program.parts[-3], int(program.parts[-2])] += 1
     return found
-
-
-def _folders(parent: Path) -> list[Path]:
-    return [entry for entry in _entries(parent) if entry.is_dir()]
 
 
 def _stamp(folder: Path) -> Stamp:
@@ -150,6 +171,7 @@ class ModelControl:
         self._unanswered_s = 0.0
         self._stopping = threading.Event()
         self._models: dict[str, _Model] = {}
+        self._unreadable: set[str] = set()
         self._pool = ThreadPoolExecutor(8, thread_name_prefix="load-model")
         self._thread = threading.Thread(target=self._run, name="model-control", daemon=True)
 
@@ -159,7 +181,8 @@ class ModelControl:
     def stop(self) -> None:
         """Call it once the server is gone, so that a load under way has failed."""
         self._stopping.set()
-        self._thread.join()
+        if self._thread.is_alive():  # there may have been no thread to be had
+            self._thread.join()
         self._pool.shutdown(cancel_futures=True)
 
     @property
@@ -180,10 +203,13 @@ class ModelControl:
                     continue
                 self._unanswered_s = 0.0
                 try:
-                    now = read_repository(self._repository)
+                    now, unreadable = read_repository(self._repository, before or {})
                 except OSError as error:
                     logger.warning("the model repository cannot be read: %s", error)
                     continue
+                for reason in sorted(unreadable - self._unreadable):
+                    logger.warning("left as it is in the model repository: %s", reason)
+                self._unreadable = unreadable
                 self._follow(client, now if before is None else before, now)
                 before = now
 
@@ -199,9 +225,9 @@ class ModelControl:
             model = self._models.setdefault(name, _Model())
             is_due = model.retry_at is not None and time.monotonic() > model.retry_at
             if model.is_idle and before.get(name) == found and (model.told != found or is_due):
-                if is_due:
+                if is_due or model.is_guessed:
                     model.broken.clear()
-                else:
+                if not is_due:
                     model.retry_pause_s = _FIRST_RETRY_S
                 model.told = found
                 model.call = self._pool.submit(self._load, client, name, model, found)
@@ -237,6 +263,7 @@ class ModelControl:
     def _load(self, client: triton.InferenceServerClient, name: str, model: _Model, found: OnDisk) -> None:
         """Load all versions that can be; come back later for those that cannot, be it the machine's fault."""
         model.broken = {number: stamp for number, stamp in model.broken.items() if found.versions.get(number) == stamp}
+        model.is_guessed = model.is_guessed and bool(model.broken)
         started, model.processes = time.monotonic(), 0
         while good := sorted(found.versions.keys() - model.broken.keys()):
             try:
@@ -246,6 +273,7 @@ class ModelControl:
                     return
                 reason = (str(error) or repr(error)).splitlines()[0][:300]
                 broken = self._failed(client, name, good)
+                model.is_guessed |= not broken
                 logger.error("model %r version %s cannot be loaded: %s", name, broken or good, reason)
                 model.broken |= {number: found.versions[number] for number in broken or good}
             else:

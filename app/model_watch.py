@@ -3,8 +3,8 @@
 Every ``triton_poll_ms`` :class:`ModelWatch` asks Triton whether it lives and what it has loaded. A version goes live
 only after its contract was read, its labels agree with their digest, and its golden picture was answered as at
 export along the whole path; what was live before serves on meanwhile. The golden picture is asked again every
-``golden_check_s``, and at once when a version lets requests time out. When Triton is away, nothing is live, calls
-under way end with 503, and all must be learnt anew.
+``golden_check_s``, and at the next look when a version lets requests time out. When Triton is away, nothing is live,
+calls under way end with 503, and all must be learnt anew.
 """
 
 from __future__ import annotations
@@ -37,7 +37,6 @@ _IN_FLIGHT = 2
 """Batches at Triton, which may be several servers, that leave it no pause between two."""
 _FIRST_LOOK_S = 5.0
 _STARTING_POLL_MS = 250
-_FIRST_GOLDEN_S = 60.0
 _MISSED_S = 3.0
 _LOOKS_FOR_LIVE = 5
 """Tritons that are asked in turn for a live version that one does not have."""
@@ -242,8 +241,11 @@ class ModelWatch:
             watched.failures = 0
             watched.due_s = loop.time() + self._settings.golden_check_s
             self._catalogue.failed.pop(key, None)
-        except UnavailableError:  # nothing is said of the version; the next look will see
+        except UnavailableError as error:  # nothing is said of the version; the next look will see
             watched.due_s = loop.time() + _STARTING_POLL_MS / 1000
+            watched.task = None
+            if key in self._catalogue.live:
+                self._suspect(key, error)
         except Exception as error:  # whatever it is, this version alone is out
             if self._watched.get(key) is watched:
                 detail = error.detail if isinstance(error, ServiceError) else repr(error)
@@ -264,7 +266,7 @@ class ModelWatch:
         except ContractError as error:
             raise TritonAnswerError(str(error)) from error
         labels = await self._proof.labels(contract)
-        await self._proof.golden_picture(contract, _FIRST_GOLDEN_S)
+        await self._proof.golden_picture(contract)
         batcher: Batcher[Picture, Prediction] = Batcher(
             self._runner(contract),
             max_batch_size=contract.max_batch_size,
@@ -277,8 +279,8 @@ class ModelWatch:
         logger.info("live: model %r version %s (%s, %s)", name, version, contract.facts.architecture, contract.task)
 
     async def _check(self, key: Key) -> None:
-        model = self._catalogue.live[key]
-        await self._proof.golden_picture(model.contract, self._settings.request_timeout_ms / 1000)
+        contract = self._catalogue.live[key].contract
+        await in_turn(lambda: self._proof.golden_picture(contract))
 
     def _runner(self, contract: ModelContract) -> Callable[[Sequence[Picture], float], Awaitable[list[Prediction]]]:
         key = contract.name, contract.version
@@ -322,17 +324,18 @@ class ModelWatch:
                 raise _away() from None  # the call alone was cancelled, because Triton is lost
 
     def _suspect(self, key: Key, error: ServiceError) -> None:
-        """A call failed: draw the consequence at once rather than at the next look."""
+        """A call failed: draw the consequence."""
         if isinstance(error, UnavailableError) and error.code == "triton_unavailable":
             self._lose_triton(error.detail)
+            self._wake.set()
         elif isinstance(error, UnavailableError) and error.code == "model_not_ready":
             if key in self._watched:
                 self._forget(key)
                 if key[0] not in self._catalogue.live_names:
                     self._catalogue.problems = [*self._catalogue.problems, not_ready(key[0], {})]
+            self._wake.set()
         elif isinstance(error, DeadlineError) and key in self._watched:
-            self._watched[key].due_s = 0.0
-        self._wake.set()
+            self._watched[key].due_s = 0.0  # at the next look: perhaps its clients alone are impatient
 
     def _lose_triton(self, why: str) -> None:
         if self._catalogue.triton_is_up:

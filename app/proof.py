@@ -10,6 +10,9 @@ from app.errors import DeadlineError, TritonAnswerError
 from app.triton import TritonClient
 from tresnet.contract import SCORE_TOLERANCE, ModelContract, labels_digest
 
+_GOLDEN_TIMEOUT_S = 60.0
+"""Longer than a request may wait: where many do, the picture waits with them, and that says nothing of the version."""
+
 
 @dataclass(frozen=True)
 class Proof:
@@ -29,7 +32,7 @@ class Proof:
             raise TritonAnswerError("its labels are not those it was exported with")
         return labels
 
-    async def golden_picture(self, contract: ModelContract, timeout_s: float) -> None:
+    async def golden_picture(self, contract: ModelContract) -> None:
         """Have the golden picture answered as it was at export.
 
         Raises:
@@ -38,9 +41,9 @@ class Proof:
         golden = contract.facts.golden
         prepared = await self.decoder(base64.b64decode(golden.png_base64), contract.preprocessing)
         try:
-            [prediction] = await self.triton.infer(contract, [prepared.pixels], timeout_s, embedding=True)
+            [prediction] = await self.triton.infer(contract, [prepared.pixels], _GOLDEN_TIMEOUT_S, embedding=True)
         except DeadlineError as error:
-            raise TritonAnswerError(f"its golden picture was not answered within {timeout_s:.0f} s") from error
+            raise TritonAnswerError(f"its golden picture was not answered within {_GOLDEN_TIMEOUT_S:.0f} s") from error
         distance = max(abs(float(prediction.scores[label]) - score) for label, score in golden.scores.items())
         if distance > SCORE_TOLERANCE[contract.facts.precision]:
             raise TritonAnswerError(f"its golden picture's scores are {distance:.3f} off")

@@ -9,7 +9,6 @@ import os
 import resource
 import signal
 import ssl
-import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -27,6 +26,7 @@ from app.metrics import MULTIPROCESS_DIR
 from app.port import check_port
 from app.protocol import BoundedHeadProtocol
 from app.settings import Settings
+from app.temporary_folder import temporary_folder
 from app.tracing import create_tracing, triton_trace_options
 from tresnet.errors import UserError
 
@@ -52,8 +52,8 @@ def run(settings: Settings) -> None:
         if settings.triton_url is None:
             settings = stack.enter_context(_bundled_triton(settings))
         if settings.workers > 1:
-            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="tresnet-metrics-"))
-            os.environ[MULTIPROCESS_DIR] = folder
+            folder = stack.enter_context(temporary_folder("tresnet-metrics-"))
+            os.environ[MULTIPROCESS_DIR] = str(folder)
         config = uvicorn.Config(
             functools.partial(build_app, settings, os.getpid()),
             factory=True,

@@ -54,6 +54,8 @@ _CHANNEL = [
     # A client of its own connections, so that a new client means new connections.
     ("grpc.use_local_subchannel_pool", 1),
 ]
+# Silence before a ping, and after it. The last one is for pings that gRPC has sent of itself: another waits for them.
+_KEEPALIVE = ("grpc.keepalive_time_ms", "grpc.keepalive_timeout_ms", "grpc.http2.ping_timeout_ms")
 _CONTROL_TIMEOUT_S = 5.0
 _LABELS_TIMEOUT_S = 60.0
 _REGION_IS_UNKNOWN = re.compile(r"nable to find (\w+ )?shared memory region")
@@ -80,7 +82,10 @@ class Prediction:
 class TritonClient:
     """Calls that raise only this service's errors."""
 
-    def __init__(self, url: str, *, shared_memory: bool) -> None:
+    def __init__(self, url: str, *, shared_memory: bool, silence_timeout_s: float = 4.0) -> None:
+        """``silence_timeout_s``: a call to a Triton that says nothing at all for so long is sent to another one."""
+        self._options = [*_CHANNEL, *((name, int(500 * silence_timeout_s)) for name in _KEEPALIVE)]
+        self._control_timeout_s = _CONTROL_TIMEOUT_S + silence_timeout_s
         self.address = channel_target(url)
         self._wants_regions = shared_memory and is_this_machine(url)
         self._channel: grpc.aio.Channel | None = None
@@ -88,7 +93,7 @@ class TritonClient:
         self._regions: SharedRegions | None = None
 
     async def start(self) -> None:
-        self._channel = grpc.aio.insecure_channel(self.address, options=_CHANNEL)
+        self._channel = grpc.aio.insecure_channel(self.address, options=self._options)
         self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
         if self._wants_regions:
             self._regions = SharedRegions(self._stub)
@@ -136,7 +141,7 @@ class TritonClient:
     async def index(self) -> list[IndexRow]:
         """Every model version in the repository."""
         try:
-            answer = await self._started.RepositoryIndex(pb.RepositoryIndexRequest(), timeout=_CONTROL_TIMEOUT_S)
+            answer = await self._started.RepositoryIndex(pb.RepositoryIndexRequest(), timeout=self._control_timeout_s)
         except grpc.RpcError as error:
             raise _translate(error) from error
         return [(model.name, model.version, model.state, model.reason) for model in answer.models]
@@ -144,7 +149,7 @@ class TritonClient:
     async def config(self, name: str) -> model_config_pb2.ModelConfig:
         """The model's configuration, which holds its contract."""
         try:
-            answer = await self._started.ModelConfig(pb.ModelConfigRequest(name=name), timeout=_CONTROL_TIMEOUT_S)
+            answer = await self._started.ModelConfig(pb.ModelConfigRequest(name=name), timeout=self._control_timeout_s)
         except grpc.RpcError as error:
             raise _translate(error) from error
         return answer.config

@@ -206,7 +206,10 @@ def until(condition: Callable[[], object], what: str = "waited in vain", seconds
         time.sleep(0.05)
 
 
-def start_server(folder: Path, *options: str, port: int | None = None, **settings: object) -> Server:
+def start_server(
+    folder: Path, *options: str, port: int | None = None, run_by: Sequence[str] = (), **settings: object
+) -> Server:
+    """``run_by``: a command that runs the one that is given to it."""
     port = port or free_port()
     environment = {key: value for key, value in os.environ.items() if not key.startswith("TRESNET_")}
     environment |= {f"TRESNET_{name.upper()}": str(value) for name, value in settings.items()}
@@ -214,7 +217,7 @@ def start_server(folder: Path, *options: str, port: int | None = None, **setting
     log_path = folder / f"serve-{port}.log"  # of this server alone, whoever else runs in the folder
     with log_path.open("ab") as log:
         process = subprocess.Popen(
-            [TRESNET, "serve", "--port", str(port), *options],
+            [*run_by, TRESNET, "serve", "--port", str(port), *options],
             cwd=folder,
             env=environment,
             stdout=log,

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
+import socket
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import httpx
 import pytest
-from conftest import Server, command, is_running, running_server, until
+from conftest import Server, command, is_running, running_server, start_server, until
+from test_reload import add_facts, copy_version
 
 HANG_TIMEOUT_S = 5
 
@@ -99,6 +104,26 @@ def test_a_model_whose_process_died_is_loaded_anew(lasting: Server, digit_files:
         time.sleep(0.02)
     assert answer.json()["results"] == right["digits"]
     until(lambda: httpx.get(f"{lasting.url}/readyz", timeout=30).status_code == 200, "all is well again")
+
+
+def test_a_model_that_dies_unasked_is_not_called_ready(models: Path) -> None:
+    with running_server(models, golden_check_s=1) as server:
+
+        def is_ready() -> bool:
+            return httpx.get(f"{server.url}/readyz", timeout=30).status_code == 200
+
+        def loads() -> int:
+            return server.log().count("digits': loaded [1]")
+
+        for _ in range(4):  # each time, it takes longer until it is loaded anew
+            before = loads()
+            [process] = [pid for pid in server.descendants() if "/digits/1/model.py" in command(pid)]
+            os.kill(process, signal.SIGKILL)
+            with suppress(TimeoutError):
+                until(lambda: not is_ready(), "it is called ready", 2)
+                return
+            until(lambda before=before: loads() > before and is_ready(), "it is loaded anew")
+        raise AssertionError("it is called ready")
 
 
 @pytest.mark.parametrize(("workers", "stop_signal"), [(1, signal.SIGINT), (2, signal.SIGTERM)])
@@ -196,3 +221,50 @@ def test_workers_share_their_metrics_and_are_replaced(models: Path, digit_files:
         assert counted(asked) == 40
         server.process.send_signal(signal.SIGTERM)
         assert server.process.wait(40) == 0
+
+
+@pytest.mark.skipif(os.getuid() != 0 or not shutil.which("setpriv"), reason="only root has what others may not read")
+def test_what_others_left_and_clear_away_stops_nothing(
+    models: Path, digit_files: list[bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A volume's ``lost+found``, a version that root copied, shared memory of another user, temporary files cleaned."""
+
+    def unread(server: Server) -> list[str]:
+        return [line for line in server.log().splitlines() if "left as it is in the model repository" in line]
+
+    repository, temporary = tmp_path / "model_repository", tmp_path / "tmp"
+    shutil.copytree(models / "model_repository", repository)
+    digits = repository / "digits"
+    copy_version(digits, "1", "2")
+    add_facts(digits, "2", lambda facts: facts)
+    (repository / "lost+found").mkdir()
+    for unreadable in (digits / "2", repository / "lost+found"):
+        unreadable.chmod(0o700)
+        os.chown(unreadable, 65534, 65534)
+    temporary.mkdir()
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    left = Path(f"/dev/shm/tresnet-stub-{socket.gethostname()}-{2**22 + 1}-0")  # noqa: S108  (no process is it)
+    left.mkdir()
+    try:
+        server = start_server(tmp_path, run_by=["setpriv", "--bounding-set=-dac_override,-dac_read_search", "--"])
+        try:
+            server.wait_ready(60)
+            os.chown(digits / "1", 65534, 65534)
+            (digits / "1").chmod(0o700)
+            until(lambda: len(unread(server)) == 3, "what became unreadable is told")
+            answer = httpx.post(f"{server.url}/classify", content=digit_files[0])
+            assert answer.json()["model"] == {"name": "digits", "version": "1", "task": "classify"}
+            for number in "12":
+                (digits / number).chmod(0o755)
+            until(lambda: "live: model 'digits' version 2" in server.log(), "what became readable is loaded")
+            assert len(unread(server)) == 3, "it is told once"
+            if shutil.which("systemd-tmpfiles"):
+                (tmp_path / "tmpfiles.conf").write_text(f"d {temporary} - - - 0\n")
+                subprocess.run(["systemd-tmpfiles", "--clean", tmp_path / "tmpfiles.conf"], check=False)
+                [backends] = temporary.glob("tresnet-backends-*")
+                assert (backends / "python" / "triton_python_backend_stub").exists()
+        finally:
+            server.process.send_signal(signal.SIGTERM)
+            assert server.process.wait(40) == 0
+    finally:
+        left.rmdir()

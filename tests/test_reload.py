@@ -190,7 +190,7 @@ def test_versions_come_fail_and_go_under_traffic(own: Server, models: Path, digi
         until(lambda: logged("cannot be loaded: Value out of range"), "a folder that is no version is told")
         assert traffic.ask()[0] == "1"
         (model / str(2**63)).rmdir()
-        until(lambda: logged("model 'digits': loaded [1]") > loads, "its removal is noticed")
+        until(lambda: logged("model 'digits': loaded [1]") > loads, "its removal is noticed", 20)
     assert not traffic.wrong, traffic.wrong[:3]
     assert metric(own, 'tresnet_model_info{arch="tresnet_m",model="digits"') == 1
 

@@ -1,10 +1,11 @@
-"""One gateway in front of two Triton servers: one is killed, and once it is back the other is stopped."""
+"""One gateway in front of two Triton servers: one is killed, and once it is back the other is stopped; one hangs."""
 
 from __future__ import annotations
 
 import asyncio
 import os
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,12 +18,11 @@ from tritonclient.utils import InferenceServerException
 
 from app.bundled_triton import BundledTriton, default_home
 
-_RATE = 50  # requests a second
 
-
-@pytest.fixture
-def two_tritons(models: Path, tmp_path: Path) -> Iterator[list[BundledTriton]]:
+@pytest.fixture(scope="module")
+def two_tritons(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[BundledTriton]]:
     """Servers over one repository, each on an address of its own."""
+    tmp_path = tmp_path_factory.mktemp("tritons")
     repository, options = models / "model_repository", ["--allow-metrics=false"]
     servers = [BundledTriton(repository, default_home(), tmp_path / name, options, 60.0) for name in ("a", "b")]
     try:
@@ -46,14 +46,14 @@ def _is_ready(server: BundledTriton) -> bool:
             return False
 
 
-def _has_answered(server: BundledTriton) -> bool:
-    """Whether it has answered a picture in this life of its process."""
+def _has_answered(server: BundledTriton) -> int:
+    """How many pictures, in this life of its process."""
     with InferenceServerClient(server.url.removeprefix("grpc://")) as client:
         try:
             statistics = client.get_inference_statistics("digits", client_timeout=5)
         except InferenceServerException:
-            return False
-    return any(model.inference_stats.success.count for model in statistics.model_stats)
+            return 0
+    return sum(model.inference_stats.success.count for model in statistics.model_stats)
 
 
 def _signal(server: BundledTriton, number: signal.Signals) -> int:
@@ -63,25 +63,28 @@ def _signal(server: BundledTriton, number: signal.Signals) -> int:
     return pid
 
 
-async def _ask_at_rate(url: str, picture: bytes, hands: asyncio.Task[float]) -> list[tuple[float, int | str]]:
-    """Requests at a fixed rate, however slowly they are answered, until the hands are done.
+Asked = tuple[float, int | str, float]
+"""A request's start on the loop's clock, its status, or why there is none, and its end."""
 
-    Each one's start on the loop's clock, and its status, or why there is none.
-    """
+
+async def _ask_at_rate(url: str, picture: bytes, hands: asyncio.Task[float], rate: int = 50) -> list[Asked]:
+    """So many requests a second, however slowly they are answered, until the hands are done."""
     loop = asyncio.get_running_loop()
 
-    async def one(client: httpx.AsyncClient) -> tuple[float, int | str]:
+    async def one(client: httpx.AsyncClient) -> Asked:
         started = loop.time()
+        status: int | str
         try:
-            return started, (await client.post(url, content=picture, timeout=180)).status_code
+            status = (await client.post(url, content=picture, timeout=180)).status_code
         except httpx.HTTPError as error:
-            return started, repr(error)
+            status = repr(error)
+        return started, status, loop.time()
 
     async with httpx.AsyncClient(limits=httpx.Limits(max_connections=None)) as client:
         began, calls = loop.time(), []
         while not hands.done():
             calls.append(asyncio.create_task(one(client)))
-            await asyncio.sleep(began + len(calls) / _RATE - loop.time())
+            await asyncio.sleep(began + len(calls) / rate - loop.time())
         return await asyncio.gather(*calls)
 
 
@@ -103,7 +106,7 @@ def test_one_of_two_tritons_is_killed_and_the_other_stopped_in_traffic(
         await asyncio.to_thread(until, lambda: _has_answered(second), "the gateway asks the stopped Triton again")
         return killed
 
-    async def traffic() -> tuple[float, list[tuple[float, int | str]]]:
+    async def traffic() -> tuple[float, list[Asked]]:
         hands = asyncio.create_task(kill_and_stop())
         answers = await _ask_at_rate(f"{server.url}/classify", digit_files[0], hands)
         return await hands, answers
@@ -111,7 +114,7 @@ def test_one_of_two_tritons_is_killed_and_the_other_stopped_in_traffic(
     try:
         server.wait_ready(60)
         killed, answers = asyncio.run(traffic())
-        failed = [(round(started - killed, 2), status) for started, status in answers if status != 200]
+        failed = [(round(started - killed, 2), status) for started, status, _ in answers if status != 200]
         # Of those that were under way at the kill, or asked in the second after it, some may.
         assert all(-1 < after < 1 for after, _ in failed), (
             failed,
@@ -122,6 +125,51 @@ def test_one_of_two_tritons_is_killed_and_the_other_stopped_in_traffic(
     finally:
         server.process.terminate()
         assert server.process.wait(40) == 0
+
+
+def test_one_of_two_tritons_hangs_in_traffic(
+    models: Path, digit_files: list[bytes], two_tritons: list[BundledTriton]
+) -> None:
+    addresses = ",".join(server.url.removeprefix("grpc://") for server in two_tritons)
+    server = start_server(models, "--triton-url", f"grpc://{addresses}", triton_live_timeout_ms=1000)
+    hanging, _ = two_tritons
+
+    async def hold() -> float:
+        """When it went on, on the loop's clock."""
+        await asyncio.sleep(1)
+        answered = await asyncio.to_thread(_has_answered, hanging)
+        _signal(hanging, signal.SIGSTOP)
+        try:
+            await asyncio.sleep(6)
+        finally:
+            _signal(hanging, signal.SIGCONT)
+        await asyncio.to_thread(until, lambda: _has_answered(hanging) > answered + 5, "it is asked again", 30)
+        return asyncio.get_running_loop().time()
+
+    async def traffic() -> list[Asked]:
+        return await _ask_at_rate(f"{server.url}/classify", digit_files[0], asyncio.create_task(hold()), rate=20)
+
+    try:
+        server.wait_ready(60)
+        answers = asyncio.run(traffic())
+        assert {status for _, status, _ in answers} == {200}, server.log()[-3000:]
+        assert max(ended - started for started, _, ended in answers) < 5
+    finally:
+        server.process.terminate()
+        assert server.process.wait(40) == 0
+
+
+def test_a_triton_that_nobody_can_watch_does_not_keep_the_port(
+    two_tritons: list[BundledTriton], caplog: pytest.LogCaptureFixture
+) -> None:
+    server, _ = two_tritons
+    ordinary = threading.stack_size(2**46)  # which no thread gets
+    try:
+        _signal(server, signal.SIGKILL)
+        until(lambda: "can't start new thread" in caplog.text, "it is started again", 30)
+    finally:
+        threading.stack_size(ordinary)
+    until(lambda: _is_ready(server), "it serves again", 60)
 
 
 @pytest.mark.parametrize("url", ["http://a:1", "grpc://a", "grpc://a:b", "grpc://a:1,b:2", "grpc://1.2.3.4:1,[::1]:2"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import time
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -104,3 +105,41 @@ def _errors(document: dict[str, Any]) -> list[dict[str, Any]]:
     if "results" not in document:
         return [document]
     return [result["error"] for result in document["results"] if result["status"] == "error"]
+
+
+_SLOW = """
+import time
+
+
+class TritonPythonModel(TritonPythonModel):
+    def answer(self, request):
+        with open({golden!r}, "a") as file:
+            if len(request.requested_output_names()) > 1:  # as of the golden picture, its embedding
+                file.write("asked")
+        time.sleep(0.3 if Path({slow!r}).exists() else 0)
+        return super().answer(request)
+"""
+
+
+def test_requests_that_time_out_take_no_version_out_and_check_it_now_and_then(
+    models: Path, digit_files: list[bytes], tmp_path: Path
+) -> None:
+    shutil.copytree(models / "model_repository" / _MODEL, tmp_path / "model_repository" / _MODEL)
+    golden, slow = tmp_path / "golden", tmp_path / "slow"
+    slow.touch()
+    with (tmp_path / "model_repository" / _MODEL / "1" / "model.py").open("a") as file:
+        file.write(_SLOW.format(golden=str(golden), slow=str(slow)))
+    with running_server(tmp_path, request_timeout_ms=500) as server:
+
+        def ask(timeout_ms: int) -> tuple[int, int]:
+            headers = {"X-Request-Timeout-Ms": str(timeout_ms)}
+            asked = httpx.post(f"{server.url}/classify", content=digit_files[0], headers=headers, timeout=30)
+            return asked.status_code, httpx.get(f"{server.url}/readyz", timeout=30).status_code
+
+        with ThreadPoolExecutor(16) as pool:
+            assert set(pool.map(ask, [500] * 64)) == {(200, 200), (504, 200)}
+        slow.unlink()
+        before, ends = golden.stat().st_size, time.monotonic() + 3
+        while time.monotonic() < ends:
+            assert ask(10)[1] == 200
+        assert golden.stat().st_size - before <= 4 * len("asked")
