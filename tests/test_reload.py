@@ -22,6 +22,7 @@ from tritonclient.grpc import model_config_pb2 as pb
 from tresnet.contract import VersionFacts
 
 _STUMBLE = """
+import os
 mark = Path(f"{}-{{os.getppid()}}")
 if not mark.exists():
     mark.touch()
