@@ -142,4 +142,4 @@ def test_requests_that_time_out_take_no_version_out_and_check_it_now_and_then(
         before, ends = golden.stat().st_size, time.monotonic() + 3
         while time.monotonic() < ends:
             assert ask(10)[1] == 200
-        assert golden.stat().st_size - before <= 4 * len("asked")
+        assert golden.stat().st_size - before <= 9 * len("asked"), "some at each look, not one after the other"
