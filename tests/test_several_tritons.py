@@ -8,11 +8,12 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
 import pytest
-from conftest import is_running, processes, run_tresnet, start_server, until
+from conftest import Server, is_running, processes, run_tresnet, start_server, until
 from tritonclient.grpc import InferenceServerClient
 from tritonclient.utils import InferenceServerException
 
@@ -88,11 +89,22 @@ async def _ask_at_rate(url: str, picture: bytes, hands: asyncio.Task[float], rat
         return await asyncio.gather(*calls)
 
 
+@contextmanager
+def _in_front_of(tritons: list[BundledTriton], models: Path, **settings: object) -> Iterator[Server]:
+    """A gateway that asks them all; it is ready, and stops as it should."""
+    addresses = ",".join(triton.url.removeprefix("grpc://") for triton in tritons)
+    server = start_server(models, "--triton-url", f"grpc://{addresses}", **settings)
+    try:
+        server.wait_ready(60)
+        yield server
+    finally:
+        server.process.terminate()
+        assert server.process.wait(40) == 0
+
+
 def test_one_of_two_tritons_is_killed_and_the_other_stopped_in_traffic(
     models: Path, digit_files: list[bytes], two_tritons: list[BundledTriton]
 ) -> None:
-    addresses = ",".join(server.url.removeprefix("grpc://") for server in two_tritons)
-    server = start_server(models, "--triton-url", f"grpc://{addresses}", request_timeout_ms=120_000)
     first, second = two_tritons
 
     async def kill_and_stop() -> float:
@@ -106,14 +118,13 @@ def test_one_of_two_tritons_is_killed_and_the_other_stopped_in_traffic(
         await asyncio.to_thread(until, lambda: _has_answered(second), "the gateway asks the stopped Triton again")
         return killed
 
-    async def traffic() -> tuple[float, list[Asked]]:
+    async def traffic(server: Server) -> tuple[float, list[Asked]]:
         hands = asyncio.create_task(kill_and_stop())
         answers = await _ask_at_rate(f"{server.url}/classify", digit_files[0], hands)
         return await hands, answers
 
-    try:
-        server.wait_ready(60)
-        killed, answers = asyncio.run(traffic())
+    with _in_front_of(two_tritons, models, request_timeout_ms=120_000) as server:
+        killed, answers = asyncio.run(traffic(server))
         failed = [(round(started - killed, 2), status) for started, status, _ in answers if status != 200]
         # Of those that were under way at the kill, or asked in the second after it, some may.
         assert all(-1 < after < 1 for after, _ in failed), (
@@ -122,16 +133,11 @@ def test_one_of_two_tritons_is_killed_and_the_other_stopped_in_traffic(
         )
         assert {status for _, status in failed} <= {503}
         assert httpx.get(f"{server.url}/readyz").status_code == 200
-    finally:
-        server.process.terminate()
-        assert server.process.wait(40) == 0
 
 
 def test_one_of_two_tritons_hangs_in_traffic(
     models: Path, digit_files: list[bytes], two_tritons: list[BundledTriton]
 ) -> None:
-    addresses = ",".join(server.url.removeprefix("grpc://") for server in two_tritons)
-    server = start_server(models, "--triton-url", f"grpc://{addresses}", triton_live_timeout_ms=1000)
     hanging, _ = two_tritons
 
     async def hold() -> float:
@@ -146,17 +152,13 @@ def test_one_of_two_tritons_hangs_in_traffic(
         await asyncio.to_thread(until, lambda: _has_answered(hanging) > answered + 5, "it is asked again", 30)
         return asyncio.get_running_loop().time()
 
-    async def traffic() -> list[Asked]:
+    async def traffic(server: Server) -> list[Asked]:
         return await _ask_at_rate(f"{server.url}/classify", digit_files[0], asyncio.create_task(hold()), rate=20)
 
-    try:
-        server.wait_ready(60)
-        answers = asyncio.run(traffic())
+    with _in_front_of(two_tritons, models, triton_live_timeout_ms=1000) as server:
+        answers = asyncio.run(traffic(server))
         assert {status for _, status, _ in answers} == {200}, server.log()[-3000:]
         assert max(ended - started for started, _, ended in answers) < 5
-    finally:
-        server.process.terminate()
-        assert server.process.wait(40) == 0
 
 
 def test_a_triton_that_nobody_can_watch_does_not_keep_the_port(
