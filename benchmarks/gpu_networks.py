@@ -6,7 +6,8 @@ A network is on the device only while it is measured, so each one's largest batc
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -143,16 +144,15 @@ def measure_networks(
 
 
 def _turn(own: Figures, make: Make, setting: Setting, roof: Roof, turn: int) -> None:
-    torch.backends.cudnn.benchmark = False  # it would try every algorithm for every batch of the search
     if turn == 0:
         _size_up(own, make, setting)
-    torch.backends.cudnn.benchmark = True
     for trains, batch, rates in (
         (False, own.infer_batch, own.infer_images_per_s),
         (True, own.train_batch, own.train_images_per_s),
     ):
         step = Step(make(), setting, own.image_size, trains=trains)
-        taken = median_seconds(step.of(batch), setting.device, seconds=setting.seconds, warm_up=setting.warm_up)
+        with _fastest_algorithms():
+            taken = median_seconds(step.of(batch), setting.device, seconds=setting.seconds, warm_up=setting.warm_up)
         rates.append(round(batch / taken, 2))
         del step
         free_memory()
@@ -161,6 +161,16 @@ def _turn(own: Figures, make: Make, setting: Setting, roof: Roof, turn: int) -> 
     three = NetworkWork(3 * own.multiply_adds, 0)
     train = shares(three, statistics.median(own.train_images_per_s), roof)
     own.train_share_of_matrix_rate = train["of_matrix_rate"]
+
+
+@contextmanager
+def _fastest_algorithms() -> Iterator[None]:
+    """CuDNN tries its algorithms for each shape: not in the search of the largest batch, where every shape is new."""
+    torch.backends.cudnn.benchmark = True
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = False  # as where the program serves
 
 
 def profile_networks(
@@ -182,7 +192,8 @@ def profile_networks(
 def _profile(make: Make, setting: Setting, side: int, entry: dict[str, Any]) -> None:
     batch = entry["batch"]
     step = Step(make(), setting, side, trains=entry["what"] == "training")
-    spent = time_by_group(step.network, step.of(batch), setting.device, runs=3)
+    with _fastest_algorithms():
+        spent = time_by_group(step.network, step.of(batch), setting.device, runs=3)
     whole = sum(spent.values())
     entry["groups"] = [
         {"group": group, "ms_per_image": round(1e3 * s / batch, 5), "share": round(s / whole, 4)}
