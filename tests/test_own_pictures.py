@@ -63,7 +63,7 @@ def test_from_folders_to_answers(tmp_path: Path) -> None:
             command = [part.replace("http://127.0.0.1:8080", server.url).replace("cat.jpg", path.name) for part in curl]
             done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=True)
             right += json.loads(done.stdout)["results"][0]["predictions"][0]["label"] == label
-        assert right >= 0.5 * len(kept_back), "guessing has a fifth, and this model some nine tenths"
+        assert right >= 0.65 * len(kept_back), "guessing has a fifth, and this model some nine tenths"
         mine = httpx.get(f"{server.url}/models/mine").json()
         assert mine["labels"] == sorted(PHOTOGRAPHS)
         assert mine["card"].startswith((tmp_path / "runs" / "mine" / "model_card.md").read_text().rstrip())
