@@ -25,10 +25,12 @@ from benchmarks.timing import median_seconds
 from export.program import DTYPES, Normalisation, ServingProgram
 from export.program_file import RunProgram, load_program, write_torch_aoti, write_torchscript
 from export.verify import noise_pictures, top1_agreement
-from tresnet.model import TResNet, to_batch_norm
+from tresnet.model import TResNet, fold_norms, to_batch_norm
 from tresnet.terms import Precision
 
-REFERENCE = "eager fp32"
+EAGER = "eager"
+"""The network as it was trained; all other forms are made of what export writes."""
+REFERENCE = f"{EAGER} fp32"
 _AGREEMENT_BATCHES = 8
 
 
@@ -55,7 +57,7 @@ class FormFigures:
 def forms() -> dict[str, Form]:
     """By name, from the plainest."""
     known = (
-        Form("eager", lambda program, _: program),
+        Form(EAGER, lambda program, _: program),
         Form("torchscript", lambda program, _: _script(program)),
         Form("frozen", _exported),
         Form("optimize_for_inference", lambda program, _: _quietly(torch.jit.optimize_for_inference, _script(program))),
@@ -116,8 +118,8 @@ def measure_programs(
                 progress.keep()
 
 
-def _program(network: TResNet, precision: Precision, device: torch.device) -> ServingProgram:
-    own = to_batch_norm(copy.deepcopy(network))
+def _program(network: TResNet, precision: Precision, device: torch.device, *, folds: bool = False) -> ServingProgram:
+    own = (fold_norms if folds else to_batch_norm)(copy.deepcopy(network))
     program = ServingProgram(own, "classify", Normalisation(), 1.0, DTYPES[precision]).eval().to(device)
     return program.requires_grad_(False)
 

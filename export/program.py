@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from tresnet.contract import MAX_MAPPED_LABELS
-from tresnet.model import TResNet, to_batch_norm
+from tresnet.model import TResNet, fold_norms
 from tresnet.terms import Precision, Task
 
 DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -119,8 +119,8 @@ def serving_program(
     *,
     heat_maps: bool,
 ) -> ServingProgram | MappingProgram:
-    """The program to be written. ``network`` is consumed: its norm layers become batch norms."""
+    """The program to be written. ``network`` is consumed: its norm layers are folded into its convolutions."""
     kind = MappingProgram if heat_maps else ServingProgram
-    to_batch_norm(network)
+    fold_norms(network)
     program = kind(network, task, normalisation, temperature, DTYPES[precision]).eval()
     return program.requires_grad_(False)

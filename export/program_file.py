@@ -45,7 +45,7 @@ FILES: dict[Format, ProgramFile] = {
 def write_torchscript(program: ServingProgram | MappingProgram, path: Path) -> None:
     """Write ``program`` to ``path`` as TorchScript.
 
-    Freezing folds every batch norm into its convolution and drops all that only training needs.
+    Freezing makes constants of the weights and drops all that only training needs.
 
     Raises:
         OSError: if the file cannot be written.

@@ -38,6 +38,9 @@ from tresnet.picture import Preprocessing
 
 pytest_plugins = ["page_visitor"]
 
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # before anything imports triton
+
 TRESNET = str(Path(sys.executable).with_name("tresnet"))
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 """For commands that compute: beside another test, two threads on two cores would mostly wait for each other, awake."""

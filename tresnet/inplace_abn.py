@@ -7,7 +7,8 @@ TResNet, WACV 2021, section 2.2).
 
 Implementations behind :func:`make_norm`:
 
-``own``      :class:`InPlaceABN`, in plain PyTorch, on any device, under autocast too.
+``own``      :class:`InPlaceABN`, in plain PyTorch, on any device, under autocast too; on CUDA by fused kernels
+             (:mod:`tresnet.kernels`).
 ``package``  the ``inplace-abn`` package's fused CUDA and C++ kernels (float16/32/64; no bfloat16).
 ``bn``       ordinary batch norm and activation, for comparison.
 ``auto``     the package on CUDA where it is installed, else our own.
@@ -23,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tresnet.errors import UserError
+from tresnet.fused import kernels_for
 
 logger = logging.getLogger(__name__)
 
@@ -113,13 +115,20 @@ class InPlaceABN(nn.Module):
         self.running_var: Tensor
 
     def forward(self, x: Tensor) -> Tensor:
+        kernels = kernels_for(x)
         if not self.training:
+            if kernels is not None and not torch.is_grad_enabled():
+                z: Tensor = kernels.normalise(
+                    x, self.running_mean, self.running_var, self.weight, self.bias, self.eps, self.slope, abn=True
+                )
+                return z
             gamma = self.weight.abs() + self.eps
             z = F.batch_norm(x, self.running_mean, self.running_var, gamma, self.bias, False, 0.0, self.eps)
             return z if self.slope == IDENTITY else F.leaky_relu(z, self.slope, inplace=not z.requires_grad)
         if x.numel() == x.shape[1]:
             raise ValueError(f"training needs more than one value per channel, got an input of shape {tuple(x.shape)}")
-        y: Tensor = _InPlaceABNFunction.apply(  # type: ignore[no-untyped-call]
+        function = _InPlaceABNFunction if kernels is None else kernels.FusedInPlaceABN
+        y: Tensor = function.apply(  # type: ignore[no-untyped-call]
             x,
             self.weight,
             self.bias,
@@ -143,6 +152,13 @@ class BatchNormAct(nn.BatchNorm2d):
         self.slope = slope
 
     def forward(self, x: Tensor) -> Tensor:
+        if not torch.jit.is_scripting():  # type: ignore[attr-defined]
+            kernels = kernels_for(x)
+            if kernels is not None and not self.training and not torch.is_grad_enabled():
+                fused: Tensor = kernels.normalise(
+                    x, self.running_mean, self.running_var, self.weight, self.bias, self.eps, self.slope, abn=False
+                )
+                return fused
         y = F.batch_norm(
             x,
             self.running_mean,

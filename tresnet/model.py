@@ -9,15 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
-import torch.nn.functional as F
+import torch
 from torch import Tensor, nn
 
 from tresnet.errors import UserError
 from tresnet.heads import Head, linear_head
-from tresnet.inplace_abn import IDENTITY, Norm, as_batch_norm, norm_class
-from tresnet.layers import BlurPool, FastGlobalPool, SpaceToDepth, SqueezeExcite, StockGlobalPool
+from tresnet.inplace_abn import IDENTITY, BatchNormAct, Norm, as_batch_norm, norm_class
+from tresnet.layers import BlurPool, FastGlobalPool, SpaceToDepth, SqueezeExcite, StockGlobalPool, add_relu
 
 Block = Literal["basic", "bottleneck"]
 Stem = Literal["space_to_depth", "conv7x7", "resnet_d"]
@@ -111,7 +111,7 @@ class BasicBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.se(self.conv2(self.blur(self.conv1(x))))
-        return F.relu(out + self.shortcut(x), inplace=True)
+        return add_relu(out, self.shortcut(x))
 
 
 class Bottleneck(nn.Module):
@@ -132,7 +132,7 @@ class Bottleneck(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.conv3(self.se(self.blur(self.conv2(self.conv1(x)))))
-        return F.relu(out + self.shortcut(x), inplace=True)
+        return add_relu(out, self.shortcut(x))
 
 
 BLOCK_CLASSES: dict[Block, type[BasicBlock] | type[Bottleneck]] = {"basic": BasicBlock, "bottleneck": Bottleneck}
@@ -233,3 +233,31 @@ def to_batch_norm(model: nn.Module) -> nn.Module:
             if batch_norm is not None:
                 setattr(parent, name, batch_norm)
     return model
+
+
+def fold_norms(model: nn.Module) -> nn.Module:
+    """``model`` itself, in evaluation mode, each norm folded into the convolution before it, computed in float64.
+
+    For serving, and before the weights are rounded to fewer bits: then they are rounded once, and a variance that half
+    precision cannot hold does no harm.
+    """
+    to_batch_norm(model)
+    for parent in list(model.modules()):
+        conv, abn = getattr(parent, "conv", None), getattr(parent, "abn", None)
+        if isinstance(conv, nn.Conv2d) and isinstance(abn, BatchNormAct):
+            parent.conv, parent.abn = _folded(conv, abn), _activation(abn.slope)
+    return model
+
+
+@torch.no_grad()
+def _folded(conv: nn.Conv2d, norm: BatchNormAct) -> nn.Conv2d:
+    mean: Any = norm.running_mean
+    var: Any = norm.running_var
+    scale = norm.weight.double() / torch.sqrt(var.double() + norm.eps)
+    conv.weight.copy_(conv.weight.double() * scale[:, None, None, None])
+    conv.bias = nn.Parameter((norm.bias.double() - mean.double() * scale).to(conv.weight.dtype))
+    return conv
+
+
+def _activation(slope: float) -> nn.Module:
+    return nn.Identity() if slope == IDENTITY else nn.LeakyReLU(slope, inplace=True)

@@ -21,7 +21,7 @@ from export.program_file import FILES, load_program, write_torchscript
 from export.repository import publish
 from tresnet.contract import ModelContract, VersionFacts, labels_digest
 from tresnet.heads import linear_head
-from tresnet.model import VARIANTS, TResNet, to_batch_norm
+from tresnet.model import VARIANTS, TResNet, fold_norms
 from tresnet.picture import Preprocessing
 from tresnet.terms import Precision
 
@@ -65,7 +65,7 @@ def build_model(
         network, features = OneConvolution(), OneConvolution.num_features
     else:
         variant = VARIANTS[kind]
-        network, features = to_batch_norm(TResNet(variant, linear_head(variant.num_features, NUM_CLASSES))), 2048
+        network, features = fold_norms(TResNet(variant, linear_head(variant.num_features, NUM_CLASSES))), 2048
     network.eval()
     how = Preprocessing(image_size=image_size, crop_pct=0.875)
     program = ServingProgram(network, "classify", Normalisation(), 1.0, DTYPES[precision]).eval().requires_grad_(False)
