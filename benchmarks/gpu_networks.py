@@ -146,21 +146,32 @@ def measure_networks(
 def _turn(own: Figures, make: Make, setting: Setting, roof: Roof, turn: int) -> None:
     if turn == 0:
         _size_up(own, make, setting)
-    for trains, batch, rates in (
-        (False, own.infer_batch, own.infer_images_per_s),
-        (True, own.train_batch, own.train_images_per_s),
-    ):
-        step = Step(make(), setting, own.image_size, trains=trains)
-        with _fastest_algorithms():
-            taken = median_seconds(step.of(batch), setting.device, seconds=setting.seconds, warm_up=setting.warm_up)
-        rates.append(round(batch / taken, 2))
-        del step
-        free_memory()
+    own.infer_batch, rate = _rate(own, make, setting, own.infer_batch, trains=False)
+    own.infer_images_per_s.append(rate)
+    own.train_batch, rate = _rate(own, make, setting, own.train_batch, trains=True)
+    own.train_images_per_s.append(rate)
     work = NetworkWork(own.multiply_adds, own.bytes_moved)
     own.infer_share = shares(work, statistics.median(own.infer_images_per_s), roof)
     three = NetworkWork(3 * own.multiply_adds, 0)
     train = shares(three, statistics.median(own.train_images_per_s), roof)
     own.train_share_of_matrix_rate = train["of_matrix_rate"]
+
+
+def _rate(own: Figures, make: Make, setting: Setting, batch: int, *, trains: bool) -> tuple[int, float]:
+    """Pictures a second, and the batch: smaller than asked where cuDNN's fastest algorithms leave it no room."""
+    while True:
+        free_memory()
+        step = Step(make(), setting, own.image_size, trains=trains)
+        try:
+            with _fastest_algorithms():
+                taken = median_seconds(step.of(batch), setting.device, seconds=setting.seconds, warm_up=setting.warm_up)
+        except torch.OutOfMemoryError:
+            if batch == (batch := share_of(batch)):
+                raise
+        else:
+            return batch, round(batch / taken, 2)
+        finally:
+            del step
 
 
 @contextmanager

@@ -43,4 +43,4 @@ class Progress:
 
 def first_line(error: Exception) -> str:
     """What an error says, for a table."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:400]

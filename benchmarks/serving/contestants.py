@@ -128,7 +128,7 @@ def start(contestant: Contestant, model: Path, image_size: int, body: Path, cont
     """Start the server and wait until it answers ``body``.
 
     Raises:
-        RuntimeError: if it does not within two minutes.
+        RuntimeError: if it does not within two minutes, or ends; with the last that it said.
     """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -152,15 +152,21 @@ def start(contestant: Contestant, model: Path, image_size: int, body: Path, cont
     running = Running(contestant, f"http://127.0.0.1:{port}{route}", process)
     content, headers = body.read_bytes(), {"Content-Type": content_type}
     deadline = time.monotonic() + _STARTUP_S
-    while time.monotonic() < deadline:
+    answer = "no answer"
+    while time.monotonic() < deadline and process.poll() is None:
         try:
-            if httpx.post(running.url, content=content, headers=headers, timeout=30).status_code == 200:
+            response = httpx.post(running.url, content=content, headers=headers, timeout=30)
+            if response.status_code == 200:
                 return running
-        except httpx.HTTPError:
-            pass
+            answer = f"answered {response.status_code}: {response.text[:200]}"
+        except httpx.HTTPError as error:
+            answer = f"no answer: {type(error).__name__}"
         time.sleep(0.2)
+    ended = process.poll()
     running.stop()
-    raise RuntimeError(f"{contestant.name} did not start; see {log.name}")
+    state = answer if ended is None else f"ended with status {ended}"
+    said = " | ".join(Path(log.name).read_text(errors="replace").splitlines()[-3:])[-600:]
+    raise RuntimeError(f"{contestant.name} did not start ({state}); see {log.name}: {said}")
 
 
 def _kind(command: list[str]) -> str:
