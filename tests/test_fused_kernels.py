@@ -110,6 +110,21 @@ def test_normalise(kernels: ModuleType, abn: bool) -> None:
     assert got.is_contiguous(memory_format=torch.channels_last)
 
 
+def test_what_is_no_number_stays_none(kernels: ModuleType) -> None:
+    x = channels_last(2, 8, 3, 3)
+    x[0, 5] = torch.nan
+    weight, bias, mean, var = torch.ones(8), torch.zeros(8), torch.zeros(8), torch.ones(8)
+    y = kernels.FusedInPlaceABN.apply(x, weight, bias, mean, var, 0.1, 1e-5, 0.01)
+    served = kernels.normalise(x, mean, var, weight, bias, 1e-5, 0.01, abn=True)
+    fifth = torch.arange(8) == 5
+    for result in (y, served):
+        assert torch.equal(result.isnan().all(dim=3).all(dim=2).all(dim=0), fifth)
+        assert torch.equal(result.isnan().any(dim=3).any(dim=2).any(dim=0), fifth)
+    assert torch.equal(mean.isnan(), fifth)
+    assert torch.equal(var.isnan(), fifth)
+    assert torch.equal(kernels.FusedAddReLU.apply(x, x).isnan(), x.isnan())
+
+
 def step(network: nn.Module, pictures: Tensor) -> list[Tensor]:
     """Logits, all gradients, and the statistics afterwards."""
     logits = network.train()(pictures)

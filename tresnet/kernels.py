@@ -78,7 +78,8 @@ def _statistics_kernel(
     total, squares = _summed(sums, parts, channels, channel, exists, PARTS)
     pivot = tl.load(x + channel, mask=exists, other=0.0).to(tl.float32)
     offset = total / rows
-    variance = tl.maximum(squares / rows - offset * offset, 0.0)
+    variance = squares / rows - offset * offset
+    variance = tl.where(variance < 0, 0.0, variance)
     own_mean = pivot + offset
     tl.store(mean + channel, own_mean, mask=exists)
     tl.store(inv_std + channel, 1.0 / tl.sqrt(variance + eps), mask=exists)
@@ -183,7 +184,7 @@ def _add_relu_kernel(a, b, y, elements, ELEMENTS: tl.constexpr):
     offsets = tl.program_id(0).to(tl.int64) * ELEMENTS + tl.arange(0, ELEMENTS)
     inside = offsets < elements
     total = tl.load(a + offsets, mask=inside, other=0.0).to(tl.float32) + tl.load(b + offsets, mask=inside, other=0.0)
-    tl.store(y + offsets, tl.maximum(total, 0.0), mask=inside)
+    tl.store(y + offsets, tl.where(total < 0, 0.0, total), mask=inside)  # no number stays none
 
 
 class _Shape:
