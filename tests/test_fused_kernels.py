@@ -2,7 +2,12 @@
 
 import copy
 import importlib
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -165,6 +170,22 @@ def test_they_are_checked_before_they_are_used(kernels: ModuleType, monkeypatch:
     monkeypatch.setattr(kernels, "normalise", lambda x, *_, **__: x)
     with pytest.raises(UserError, match="off by"):
         fused.check(kernels, DEVICE)
+
+
+def test_they_compile_for_cards_that_are_not_here(kernels: ModuleType) -> None:
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    root = Path(__file__).parent
+    ran = subprocess.run(
+        [sys.executable, root / "compile_kernels.py"],
+        env={**environment, "PYTHONPATH": str(root.parent)}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stderr
+    compiled = json.loads(ran.stdout)
+    assert {each["kernel"] for each in compiled} == {name for name in vars(kernels) if name.endswith("_kernel")}
+    for each in compiled:
+        assert each["bytes"] > 0, each
+        assert each["loads_16_bytes"], each
+        assert not each["spills"], each
 
 
 def test_they_are_for_cuda_alone() -> None:
