@@ -20,7 +20,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-_ELEMENTS = 8192
+_ELEMENTS = 4096
 """Of one tile."""
 _PROGRAMS = 1024
 """For a reduction: some for each multiprocessor, so that all of the memory's bandwidth is asked for."""
@@ -194,7 +194,7 @@ class _Shape:
         self.channels = x.shape[1]
         self.rows = x.numel() // self.channels
         columns = min(128, triton.next_power_of_2(self.channels))
-        self.tile = {"ROWS": _ELEMENTS // columns // 2, "CHANNELS": columns}
+        self.tile = {"ROWS": _ELEMENTS // columns, "CHANNELS": columns}
         self.column_blocks = triton.cdiv(self.channels, columns)
         self.tiles = (triton.cdiv(self.rows, self.tile["ROWS"]), self.column_blocks)
         # Of a reduction's programs; a power of two, as each number is compiled by itself.
@@ -284,7 +284,7 @@ class FusedAddReLU(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, a: Tensor, b: Tensor) -> Tensor:  # type: ignore[override]
         y = torch.empty_like(a)
-        _add_relu_kernel[(triton.cdiv(y.numel(), _ELEMENTS // 2),)](a, b, y, y.numel(), ELEMENTS=_ELEMENTS // 2)
+        _add_relu_kernel[(triton.cdiv(y.numel(), _ELEMENTS),)](a, b, y, y.numel(), ELEMENTS=_ELEMENTS)
         ctx.save_for_backward(y)
         return y
 
