@@ -23,7 +23,7 @@ from app.errors import DeadlineError
 _COMPANY = 8
 """Items at which what a batch costs by itself no longer shows."""
 _LONGEST_HOLD_S = 0.02
-_COMING_HOLD = 2.0
+_COMING_HOLD = 1.0
 """Share of a run that a small batch waits for items that are announced."""
 _FOLLOWER_HOLD = 0.25
 """Share of a run that a batch waits for company, from the end of the last run, while another one runs."""

@@ -115,7 +115,7 @@ def test_what_is_being_decoded_is_waited_for_in_step_with_a_run() -> None:
             return await _queued_s(batcher)
 
     async def fast(items: Sequence[int], deadline: float) -> Sequence[int]:
-        await asyncio.sleep(0.003)
+        await asyncio.sleep(0.006)
         return items
 
     assert 0.004 < _run(wait_s(fast)) < 0.018
