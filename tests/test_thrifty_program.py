@@ -52,3 +52,12 @@ def test_a_long_program_is_not_timed_for_long(embedded: ModuleType) -> None:
     program = _Program(0.15)
     embedded.ThriftyProgram(program, 8)
     assert len(program.runs) == 1
+
+
+def test_a_program_that_cannot_run_leaves_the_threads_as_they_are(embedded: ModuleType) -> None:
+    def fail(pictures: Tensor) -> tuple[Tensor]:
+        raise RuntimeError("size mismatch")
+
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        embedded.ThriftyProgram(fail, 8)
+    assert torch.get_num_threads() == 3
