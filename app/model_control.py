@@ -9,11 +9,17 @@ Triton's own polling will not do: with one broken version in a model, a Triton t
 Triton notice when the process that runs a model has died: it calls the model ready and fails every request, and a load
 of what is loaded does nothing. So a model that lacks a process is loaded anew, by a configuration that counts how
 often.
+
+And when a model's process was silent for a second while it started (stopped, or starved), Triton 2.51 gives it up but
+then waits, without end, for it to exit, which nobody has told it to. So what a load has started and what then does
+nothing for long is killed, upon which Triton tries again.
 """
 
 from __future__ import annotations
 
 import logging
+import os
+import signal
 import stat
 import threading
 import time
@@ -30,6 +36,7 @@ from tritonclient import grpc as triton
 from tritonclient.grpc import model_config_pb2 as pb
 from tritonclient.utils import InferenceServerException
 
+from app.model_processes import IdleStart, ModelProcess, model_processes
 from tresnet.contract import FAILED_VERSIONS
 
 logger = logging.getLogger(__name__)
@@ -46,6 +53,8 @@ _LONGEST_REVIVAL_S = 60.0
 _CALM_S = 300.0
 """Lived so long, a model's processes are not taken for ones that die at once."""
 _REVIVALS = "revivals"
+_IDLE_LOOKS = 20
+"""After so many, one each second, a load that does nothing hangs."""
 
 Stamp = tuple[tuple[str, int, int], ...]
 """Name, time and size of each file: equal stamps mean unchanged files."""
@@ -71,6 +80,8 @@ class _Model:
     retry_pause_s: float = _FIRST_RETRY_S
     retry_at: float | None = None
     call: Future[None] | None = None
+    start: IdleStart | None = None
+    """Of the load that is under way, or was the last."""
     processes: int = 0
     """That each loaded version ought to have; 0 while that is not known."""
     revivals: int = 0
@@ -120,20 +131,6 @@ def _versions(model: Path, before: Mapping[int, Stamp], unreadable: set[str]) ->
 def _instances(config: pb.ModelConfig) -> int:
     """Instances of each version, each of which is a process."""
     return sum(group.count * max(1, len(group.gpus)) for group in config.instance_group)
-
-
-def _model_processes(server: int) -> Counter[tuple[str, int]]:
-    """How many processes of ``server`` run each version of each model, as their command lines tell."""
-    found: Counter[tuple[str, int]] = Counter()
-    for folder in Path("/proc").iterdir():
-        if not folder.name.isdecimal():
-            continue
-        with suppress(OSError, IndexError, ValueError):  # it has ended meanwhile, or is something else
-            parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-            if parent == server:
-                program = Path((folder / "cmdline").read_text().split("\0")[1])  # …/MODEL/VERSION/model.py
-                found[program.parts[-3], int(program.parts[-2])] += 1
-    return found
 
 
 def _stamp(folder: Path) -> Stamp:
@@ -215,11 +212,12 @@ class ModelControl:
 
     def _follow(self, client: triton.InferenceServerClient, before: dict[str, OnDisk], now: dict[str, OnDisk]) -> None:
         """Act on what has not changed since the look before: what is being written or removed is left to settle."""
+        running = model_processes(self._process)
         for name in self._models.keys() - now.keys() - before.keys():
             model = self._models[name]
             if model.is_idle and model.told is not None:
                 logger.info("model %r is gone from the repository", name)
-                model.told, model.retry_at = None, None
+                model.told, model.retry_at, model.start = None, None, None
                 model.call = self._pool.submit(self._unload, client, name)
         for name, found in now.items():
             model = self._models.setdefault(name, _Model())
@@ -230,18 +228,42 @@ class ModelControl:
                 if not is_due:
                     model.retry_pause_s = _FIRST_RETRY_S
                 model.told = found
-                model.call = self._pool.submit(self._load, client, name, model, found)
-        self._revive(client)
+                self._start_load(client, name, model, found, running)
+        self._revive(client, running)
+        self._kill_idle_starts(running)
 
-    def _revive(self, client: triton.InferenceServerClient) -> None:
+    def _start_load(
+        self,
+        client: triton.InferenceServerClient,
+        name: str,
+        model: _Model,
+        found: OnDisk,
+        running: list[ModelProcess],
+    ) -> None:
+        model.start = IdleStart(running)
+        model.call = self._pool.submit(self._load, client, name, model, found)
+
+    def _kill_idle_starts(self, running: list[ModelProcess]) -> None:
+        for name, model in self._models.items():
+            if model.start is None or model.is_idle:
+                continue
+            started = model.start.look([process for process in running if process.model == name])
+            if model.start.looks >= _IDLE_LOOKS:
+                logger.error("model %r: its start hangs, for %d s now: killing its processes", name, _IDLE_LOOKS)
+                model.start = IdleStart(running)
+                for process in started:
+                    with suppress(ProcessLookupError):
+                        os.kill(process.pid, signal.SIGKILL)
+
+    def _revive(self, client: triton.InferenceServerClient, running: list[ModelProcess]) -> None:
         """Load anew what has lost a process; what dies again and again, less and less often."""
-        running = _model_processes(self._process)
+        alive = Counter((process.model, process.version) for process in running)
         for name, model in self._models.items():
             told = model.told
             if told is None or not model.is_idle or not model.processes:
                 continue
             good = told.versions.keys() - model.broken.keys()
-            if all(running[name, number] >= model.processes for number in good):
+            if all(alive[name, number] >= model.processes for number in good):
                 continue
             lived = time.monotonic() - model.revived_at
             if lived < model.revival_pause_s or not _says_yes(client.is_model_ready, name):  # it was unloaded by hand
@@ -252,7 +274,7 @@ class ModelControl:
             logger.error("model %r has lost a process: loading it anew", name)
             model.revivals += 1
             model.revived_at = time.monotonic()
-            model.call = self._pool.submit(self._load, client, name, model, told)
+            self._start_load(client, name, model, told, running)
 
     def _unload(self, client: triton.InferenceServerClient, name: str) -> None:
         try:

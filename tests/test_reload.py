@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -27,6 +28,18 @@ mark = Path(f"{}-{{os.getppid()}}")
 if not mark.exists():
     mark.touch()
     raise RuntimeError("no memory, this once")
+"""
+
+_STOP = """
+import os, signal
+initialize = TritonPythonModel.initialize
+def stopped_once(self, args):
+    mark = Path("{}")
+    if not mark.exists():
+        mark.write_text(str(os.getpid()))
+        os.kill(os.getpid(), signal.SIGSTOP)
+    initialize(self, args)
+TritonPythonModel.initialize = stopped_once
 """
 
 
@@ -284,3 +297,25 @@ def test_a_model_that_comes_again_takes_nothing_out_of_service(server: Server, m
         finally:
             shutil.rmtree(repository / "again")
         until(lambda: not is_served(), "it goes")
+
+
+def test_a_model_whose_process_is_stopped_as_it_starts_is_served(
+    server: Server, models: Path, tmp_path: Path, digit_files: list[bytes]
+) -> None:
+    """Triton gives such a process up, and waits for its end, for good."""
+    mark = tmp_path / "stopped"
+
+    def asked(name: str) -> int:
+        return httpx.post(f"{server.url}/tag?model={name}", content=digit_files[0], timeout=60).status_code
+
+    publish(models / "model_repository", "held", code=_STOP.format(mark))
+    try:
+        until(mark.exists, "its process is stopped")
+        time.sleep(3)
+        os.kill(int(mark.read_text()), signal.SIGCONT)
+        until(lambda: asked("held") == 200, "it is served", 60)
+        assert server.log().count("its start hangs") == 1
+        assert asked("tagger") == 200
+    finally:
+        shutil.rmtree(models / "model_repository" / "held")
+    until(lambda: asked("held") == 404, "it goes")
