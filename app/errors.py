@@ -32,6 +32,13 @@ class ServiceError(Exception):
             return {}
         return {"Retry-After": str(max(1, math.ceil(self.retry_after_s)))}
 
+    def forget_frames(self) -> None:
+        """Let go of the frames that the error came through, once nobody will print them.
+
+        They hold the request's body, and some of them the error: such a circle stays until Python looks for garbage.
+        """
+        self.__traceback__ = self.__cause__ = self.__context__ = None
+
 
 class RequestError(ServiceError):
     """A fault of the request, with the status and code that the table of errors gives it."""

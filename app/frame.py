@@ -66,6 +66,7 @@ class RequestFrame:
         try:
             await self.app(scope, receive, send_framed)
         except ServiceError as error:
+            error.forget_frames()
             record.code = error.code
             if isinstance(error, OverloadError) or error.code in _COUNTED_AS_REJECTED:
                 self.metrics.rejected.labels(error.code).inc()

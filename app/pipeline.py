@@ -78,6 +78,7 @@ async def answer(
     first_error: ServiceError | None = None
     for image, outcome in zip(body.images, outcomes, strict=True):
         if isinstance(outcome, ServiceError):
+            outcome.forget_frames()
             first_error = first_error or outcome
             error = {"status": outcome.status, "code": outcome.code, "detail": outcome.detail}
             results.append({"id": image.id, "status": "error", "error": error})

@@ -127,7 +127,8 @@ def serving(
 def growth(
     write: Annotated[Path, typer.Argument(help="The figures go here, and the picture beside it.", metavar="JSON")],
     workload: Annotated[str, typer.Option(help="As of `tresnet bench serving`.")] = "b",
-    seconds: Annotated[float, typer.Option(min=1, help="Of one point.")] = 4.0,
+    rounds: Annotated[int, typer.Option(min=1, help="Of every point, up and down in turns; the median counts.")] = 3,
+    seconds: Annotated[float, typer.Option(min=1, help="Of one turn of one point.")] = 4.0,
 ) -> None:
     """Throughput of the gateway against concurrency 1 to 512 and against workers."""
     with fails_with_2():
@@ -135,7 +136,7 @@ def growth(
         from benchmarks.serving.report import machine
 
         with console.status("") as status:
-            content = machine() | measure_growth(workload, seconds=seconds, tell=status.update)
+            content = machine() | measure_growth(workload, rounds=rounds, seconds=seconds, tell=status.update)
         write.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
         draw_growth(content, write.with_suffix(".png"))
     out.print(f"{write}, {write.with_suffix('.png')}")

@@ -294,6 +294,29 @@ def test_bodies_made_to_cost(
     assert (answer.status_code, answer.json()["code"]) == (status, code)
 
 
+def test_what_was_refused_is_not_kept(server: Server, digit_files: list[bytes]) -> None:
+    """Neither a request's body nor one picture of several, though Python may not look for garbage meanwhile."""
+
+    def resident_mib() -> float:
+        [line] = [
+            line for line in Path(f"/proc/{server.process.pid}/status").read_text().split("\n") if "VmRSS" in line
+        ]
+        return int(line.split()[1]) / 1024
+
+    def ask(**body: object) -> int:
+        return client.post(f"{server.url}/classify", **body).status_code
+
+    junk = os.urandom(8 * 2**20)
+    with httpx.Client(timeout=30) as client:
+        assert ask(content=junk) == 422
+        before = resident_mib()
+        for _ in range(25):
+            assert ask(content=junk) == 422
+            assert ask(files=[("image", junk), ("image", digit_files[0])]) == 200
+            assert client.post(f"{server.url}/classify?model=no", content=junk).status_code == 404
+    assert resident_mib() - before < 100
+
+
 def test_equal_ids_are_answered_in_order(small_server: Server, digit_files: list[bytes]) -> None:
     entries = [{"id": "same", "b64": base64.b64encode(file).decode()} for file in digit_files[:3]]
     results = httpx.post(f"{small_server.url}/classify", json={"images": entries}, timeout=30).json()["results"]
