@@ -7,6 +7,7 @@ dies, and stops it. Nothing here knows of HTTP or pictures; the gateway reaches 
 from __future__ import annotations
 
 import logging
+import math
 import os
 import random
 import shutil
@@ -51,10 +52,19 @@ class BundledTriton:
     """A supervised ``tritonserver`` over a model repository, on a free port of the loopback interface."""
 
     def __init__(
-        self, repository: Path, home: Path, log_dir: Path, options: Sequence[str], hang_timeout_s: float
+        self,
+        repository: Path,
+        home: Path,
+        log_dir: Path,
+        options: Sequence[str] = (),
+        *,
+        hang_timeout_s: float = math.inf,
+        run_timeout_s: float = math.inf,
     ) -> None:
+        """``hang_timeout_s`` and ``run_timeout_s`` are :class:`ModelControl`'s."""
         self._repository = repository
         self._hang_timeout_s = hang_timeout_s
+        self._run_timeout_s = run_timeout_s
         self._server = home / "pytriton" / "tritonserver"
         self._libraries = home / "nvidia_pytriton.libs"
         self.log_path = log_dir / "triton.log"
@@ -209,7 +219,8 @@ class BundledTriton:
                 process_group=0,
             )
         logger.info("Triton started, process %d, log in %s", process.pid, self.log_path)
-        control = ModelControl(self._repository, process.pid, f"127.0.0.1:{self.port}", self._hang_timeout_s)
+        address = f"127.0.0.1:{self.port}"
+        control = ModelControl(self._repository, process.pid, address, self._hang_timeout_s, self._run_timeout_s)
         try:
             control.start()
             while process.poll() is None and not control.server_hangs and not self._stopping.wait(0.1):

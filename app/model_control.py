@@ -10,6 +10,7 @@ Triton notice when the process that runs a model has died: it calls the model re
 of what is loaded does nothing. So a model that lacks a process is loaded anew, by a configuration that counts how
 often.
 
+A model's process whose run does not end, ends itself (``HangWatch`` in export/embedded_model.py), and is one that died.
 And when a model's process was silent for a second while it started (stopped, or starved), Triton 2.51 gives it up but
 then waits, without end, for it to exit, which nobody has told it to. So what a load has started and what then does
 nothing for long is killed, upon which Triton tries again.
@@ -53,6 +54,8 @@ _LONGEST_REVIVAL_S = 60.0
 _CALM_S = 300.0
 """Lived so long, a model's processes are not taken for ones that die at once."""
 _REVIVALS = "revivals"
+_RUN_TIMEOUT = "run_timeout_s"
+"""Read by ``model.py``."""
 _IDLE_LOOKS = 20
 """After so many, one each second, a load that does nothing hangs."""
 
@@ -160,11 +163,15 @@ def _says_yes(ask: Callable[..., Any], *what: str) -> bool:
 class ModelControl:
     """Keeps one life of a Triton server in step with the repository, from :meth:`start` to :meth:`stop`."""
 
-    def __init__(self, repository: Path, process: int, address: str, hang_timeout_s: float) -> None:
+    def __init__(
+        self, repository: Path, process: int, address: str, hang_timeout_s: float, run_timeout_s: float
+    ) -> None:
+        """``run_timeout_s``: what one run of a model may take, before its process ends itself as one that hangs."""
         self._repository = repository
         self._process = process
         self._address = address
         self._hang_timeout_s = hang_timeout_s
+        self._run_timeout_s = run_timeout_s
         self._unanswered_s = 0.0
         self._stopping = threading.Event()
         self._models: dict[str, _Model] = {}
@@ -312,6 +319,7 @@ class ModelControl:
         config = text_format.Parse((self._repository / name / CONFIG).read_text(encoding="utf-8"), pb.ModelConfig())
         config.version_policy.specific.versions.extend(good)
         config.parameters[FAILED_VERSIONS].string_value = ",".join(map(str, sorted(model.broken)))
+        config.parameters[_RUN_TIMEOUT].string_value = str(self._run_timeout_s)
         if model.revivals:
             config.parameters[_REVIVALS].string_value = str(model.revivals)
         text = json_format.MessageToJson(config, preserving_proto_field_name=True)

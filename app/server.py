@@ -121,7 +121,8 @@ def _bundled_triton(settings: Settings) -> Iterator[Settings]:
         home,
         Path(settings.log_dir),
         _triton_options(settings),
-        settings.triton_hang_timeout_s,
+        hang_timeout_s=settings.triton_hang_timeout_s,
+        run_timeout_s=max(settings.triton_hang_timeout_s, settings.request_timeout_ms / 1000),
     )
     triton.start()
     try:

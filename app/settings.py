@@ -149,7 +149,10 @@ class Settings(BaseSettings):
         description="A Triton that twice takes longer to say that it lives counts as away, and its calls end with 503.",
     )
     triton_hang_timeout_s: float = Field(
-        60.0, ge=1, description="The bundled Triton is killed and started again when it has not answered for so long."
+        60.0,
+        ge=1,
+        description="The bundled Triton is killed and started again when it has not answered for so long; a model's "
+        "process in it when one batch takes so long, and longer than TRESNET_REQUEST_TIMEOUT_MS.",
     )
     golden_check_s: float = Field(60.0, ge=1, description="How often a served version's golden picture is asked again.")
     max_metric_labels: int = Field(

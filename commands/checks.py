@@ -97,7 +97,7 @@ def _triton(subject: Subject) -> Finding:
 
     home = Path(os.environ.get("TRESNET_TRITON_HOME") or default_home())
     try:
-        BundledTriton(Path(), home, Path(), (), 60.0).check_program()
+        BundledTriton(Path(), home, Path()).check_program()
     except UserError as error:
         return Finding("triton", "fail", str(error), "do as it says, or name another one in TRESNET_TRITON_URL")
     if importlib.util.find_spec("torch") is None:

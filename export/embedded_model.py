@@ -4,11 +4,15 @@ Copied into every version of the model repository as ``model.py`` and used by th
 alone. Tensors cross by DLPack in both directions: nothing is copied through numpy.
 """
 
+import faulthandler
 import json
+import os
+import sys
+import threading
 import time
 import warnings
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -54,6 +58,37 @@ class ThriftyProgram:
         return self.program(pictures)
 
 
+class HangWatch:
+    """Ends this process when a run has not ended after so many seconds; where it hung stands in Triton's log then.
+
+    Triton would wait for ever; what has lost its process is loaded anew (app/model_control.py). Seconds are counted by
+    looks, so that those in which the whole machine was held do not count.
+    """
+
+    def __init__(self, limit_s: float) -> None:
+        self._limit_s = limit_s
+        self._run: object = None
+        threading.Thread(target=self._look, name="hang-watch", daemon=True).start()
+
+    @contextmanager
+    def over_a_run(self) -> Iterator[None]:
+        self._run = object()
+        try:
+            yield
+        finally:
+            self._run = None
+
+    def _look(self) -> None:
+        seen, looks = None, 0
+        while looks < self._limit_s:
+            time.sleep(1)
+            before, seen = seen, self._run
+            looks = looks + 1 if seen is not None and seen is before else 0
+        print(f"a run has not ended for {looks} s; its process ends, from here:", file=sys.stderr, flush=True)
+        faulthandler.dump_traceback()
+        os._exit(1)
+
+
 class TritonPythonModel:
     """Triton creates one for each model instance, each in a process of its own."""
 
@@ -63,6 +98,8 @@ class TritonPythonModel:
         self.outputs = [output["name"] for output in config["output"]]
         gpu = args["model_instance_kind"] == "GPU"
         self.device = torch.device(f"cuda:{args['model_instance_device_id']}" if gpu else "cpu")
+        limit_s = config["parameters"].get("run_timeout_s", {}).get("string_value", "inf")
+        self.hang_watch = HangWatch(float(limit_s))
         if self.device.type == "cpu" and _is_bf16(config, args["model_version"]) and not _cpu_has_bf16():
             pb_utils.Logger.log_warn(
                 "this program computes in bf16, which this CPU does not have: it will be slow; export it as fp32"
@@ -102,12 +139,11 @@ class TritonPythonModel:
             gone = pb_utils.TritonError("nobody waits for this answer any more", pb_utils.TritonError.CANCELLED)
             return pb_utils.InferenceResponse(error=gone)
         pictures = torch.from_dlpack(pb_utils.get_input_tensor_by_name(request, self.input).to_dlpack())
-        results = dict(zip(self.outputs, self.program(pictures.to(self.device)), strict=True))
+        with self.hang_watch.over_a_run():
+            results = dict(zip(self.outputs, self.program(pictures.to(self.device)), strict=True))
+            asked = {name: results[name].cpu().contiguous() for name in request.requested_output_names()}
         return pb_utils.InferenceResponse(
-            output_tensors=[
-                pb_utils.Tensor.from_dlpack(name, torch.to_dlpack(results[name].cpu().contiguous()))
-                for name in request.requested_output_names()
-            ]
+            output_tensors=[pb_utils.Tensor.from_dlpack(name, torch.to_dlpack(asked[name])) for name in asked]
         )
 
 

@@ -106,6 +106,48 @@ def test_a_model_whose_process_died_is_loaded_anew(lasting: Server, digit_files:
     until(lambda: httpx.get(f"{lasting.url}/readyz", timeout=30).status_code == 200, "all is well again")
 
 
+_ENDLESS = """
+@torch.jit.script
+def endless(pictures: torch.Tensor) -> torch.Tensor:
+    while bool(pictures.sum() >= 0):
+        pictures = pictures.clone()
+    return pictures
+
+
+class TritonPythonModel(TritonPythonModel):
+    def initialize(self, args):
+        super().initialize(args)
+        self.good_program, self.program = self.program, self.run_or_hang
+
+    def run_or_hang(self, pictures):
+        return self.good_program(endless(pictures) if Path({mark!r}).exists() else pictures)
+"""
+
+
+def test_a_model_whose_process_hangs_in_a_run_is_loaded_anew(
+    models: Path, digit_files: list[bytes], tmp_path: Path
+) -> None:
+    mark = tmp_path / "endless"
+    shutil.copytree(models / "model_repository", tmp_path / "model_repository")
+    with (tmp_path / "model_repository" / "digits" / "1" / "model.py").open("a") as file:
+        file.write(_ENDLESS.format(mark=str(mark)))
+    with running_server(tmp_path, triton_hang_timeout_s=3, request_timeout_ms=4000) as server:
+
+        def ask(route: str = "classify") -> int:
+            return httpx.post(f"{server.url}/{route}", content=digit_files[0], timeout=30).status_code
+
+        assert ask() == 200
+        mark.touch()
+        assert ask() == 504
+        mark.unlink()
+        assert ask("tag") == 200
+        until(lambda: ask() == 200, "it answers again, and no hand was moved", 40)
+        assert server.log().count("'digits' has lost a process") == 1
+        written = (tmp_path / "logs" / "triton.log").read_text()
+        assert "a run has not ended for 4 s" in written
+        assert " in run_or_hang\n" in written.split("a run has not ended")[1], "where it hung"
+
+
 def test_a_model_that_dies_unasked_is_not_called_ready(models: Path) -> None:
     with running_server(models, golden_check_s=1) as server:
 

@@ -25,7 +25,7 @@ def two_tritons(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
     """Servers over one repository, each on an address of its own."""
     tmp_path = tmp_path_factory.mktemp("tritons")
     repository, options = models / "model_repository", ["--allow-metrics=false"]
-    servers = [BundledTriton(repository, default_home(), tmp_path / name, options, 60.0) for name in ("a", "b")]
+    servers = [BundledTriton(repository, default_home(), tmp_path / name, options) for name in ("a", "b")]
     try:
         for server in servers:
             server.start()
