@@ -20,13 +20,20 @@ _MOST_RELATIVE_ERROR = 5e-3
 
 
 def kernels_for(x: Tensor) -> ModuleType | None:
-    """The kernels, if they take ``x``: on CUDA, channels last, of half precision or float32. Else None.
+    """The kernels, if they take ``x``: on the current CUDA device, channels last, half precision or float32. Else None.
 
     None, too, while a compiler reads the network: it fuses by itself.
     """
     if torch.compiler.is_compiling() or not x.is_cuda or x.dim() != 4 or x.dtype not in _DTYPES:
         return None
+    if x.get_device() != torch.cuda.current_device():  # where the Triton language launches, whatever it is given
+        return None
     return _working_kernels() if x.is_contiguous(memory_format=torch.channels_last) else None
+
+
+def kernels_work() -> bool:
+    """Whether this machine's CUDA runs the kernels; the first to ask has them compiled and checked."""
+    return torch.cuda.is_available() and _working_kernels() is not None
 
 
 @functools.cache
@@ -53,7 +60,7 @@ def check(kernels: ModuleType, device: torch.device) -> None:
     generator = torch.Generator().manual_seed(0)  # a run's own random numbers stay what they are
 
     def draw(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator).half().to(device)
+        return torch.randn(*shape, generator=generator, device="cpu").half().to(device)
 
     with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device.type, enabled=False):
         x, grad = (draw(3, 70, 9, 5).contiguous(memory_format=torch.channels_last) for _ in range(2))

@@ -12,6 +12,7 @@ kernels see.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -24,11 +25,19 @@ _ELEMENTS = 4096
 """Of one tile."""
 _PROGRAMS = 1024
 """For a reduction: some for each multiprocessor, so that all of the memory's bandwidth is asked for."""
+_VECTOR = 8
+"""Elements that are loaded at once where the number of channels allows it: 16 bytes of half precision."""
+_WARPS = 8
+"""Of what holds a tile's sums, or several tiles: with four, registers keep most of a multiprocessor idle."""
+
+# What depends on the batch is no part of what is compiled: nearly every size of batch would be compiled anew.
+_jit = triton.jit(do_not_specialize=["rows", "steps", "parts"])
 
 
 @triton.jit
-def _tile(rows, channels, first_row, ROWS: tl.constexpr, CHANNELS: tl.constexpr, column_block):
+def _tile(rows, channels, first_row, DIVISOR: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr, column_block):
     """Offsets of a tile's elements, which of them exist, and the same for its channels."""
+    channels = channels // DIVISOR * DIVISOR  # as it is; but the compiler knows what it may load at once
     channel = column_block * CHANNELS + tl.arange(0, CHANNELS)
     row = tl.arange(0, ROWS)
     exists = channel < channels
@@ -36,9 +45,9 @@ def _tile(rows, channels, first_row, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
     return offsets, (first_row + row < rows)[:, None] & exists[None, :], channel, exists
 
 
-@triton.jit
+@_jit
 def _moments_kernel(
-    x, sums, rows, channels, STEPS: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr
+    x, sums, rows, channels, steps, DIVISOR: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr
 ):  # fmt: skip
     """Each program's sums of ``x - pivot`` and of its square; a channel's pivot is its first value."""
     part, column_block = tl.program_id(0), tl.program_id(1)
@@ -46,8 +55,10 @@ def _moments_kernel(
     squares = tl.zeros([ROWS, CHANNELS], tl.float32)
     channel = column_block * CHANNELS + tl.arange(0, CHANNELS)
     pivot = tl.load(x + channel, mask=channel < channels, other=0.0).to(tl.float32)
-    for step in range(STEPS):
-        offsets, inside, _, _ = _tile(rows, channels, (part * STEPS + step) * ROWS, ROWS, CHANNELS, column_block)
+    for step in range(steps):
+        offsets, inside, _, _ = _tile(
+            rows, channels, (part * steps + step) * ROWS, DIVISOR, ROWS, CHANNELS, column_block
+        )
         value = tl.load(x + offsets, mask=inside, other=0.0).to(tl.float32)
         value = tl.where(inside, value - pivot[None, :], 0.0)
         total += value
@@ -68,7 +79,7 @@ def _summed(sums, parts, channels, channel, exists, PARTS: tl.constexpr):
     return first, second
 
 
-@triton.jit
+@_jit
 def _statistics_kernel(
     x, sums, mean, inv_std, running_mean, running_var, rows, parts, channels, momentum, eps,
     PARTS: tl.constexpr, CHANNELS: tl.constexpr,
@@ -90,14 +101,16 @@ def _statistics_kernel(
     tl.store(running_var + channel, before + momentum * (unbiased - before), mask=exists)
 
 
-@triton.jit
+@_jit
 def _normalise_kernel(
     x, y, mean, spread, weight, bias, rows, channels, eps, slope,
     SPREAD_IS_VARIANCE: tl.constexpr, ABN: tl.constexpr, ACTIVATES: tl.constexpr,
-    ROWS: tl.constexpr, CHANNELS: tl.constexpr,
+    DIVISOR: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     """``y = activation(γ · (x - mean) / std + β)``; ``γ`` is ``|weight| + eps`` for ABN and else ``weight``."""
-    offsets, inside, channel, exists = _tile(rows, channels, tl.program_id(0) * ROWS, ROWS, CHANNELS, tl.program_id(1))
+    offsets, inside, channel, exists = _tile(
+        rows, channels, tl.program_id(0) * ROWS, DIVISOR, ROWS, CHANNELS, tl.program_id(1)
+    )
     scale = tl.load(spread + channel, mask=exists, other=1.0).to(tl.float32)
     if SPREAD_IS_VARIANCE:
         scale = 1.0 / tl.sqrt(scale + eps)
@@ -126,10 +139,10 @@ def _before_activation(y, grad, offsets, inside, slope, ACTIVATES: tl.constexpr)
     return value, gradient
 
 
-@triton.jit
+@_jit
 def _gradient_sums_kernel(
-    y, grad, bias, sums, rows, channels, slope,
-    ACTIVATES: tl.constexpr, STEPS: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
+    y, grad, bias, sums, rows, channels, steps, slope,
+    ACTIVATES: tl.constexpr, DIVISOR: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     """Each program's sums of ``∂z`` and of ``∂z · (z - β)``."""
     part, column_block = tl.program_id(0), tl.program_id(1)
@@ -137,8 +150,10 @@ def _gradient_sums_kernel(
     products = tl.zeros([ROWS, CHANNELS], tl.float32)
     channel = column_block * CHANNELS + tl.arange(0, CHANNELS)
     beta = tl.load(bias + channel, mask=channel < channels, other=0.0).to(tl.float32)
-    for step in range(STEPS):
-        offsets, inside, _, _ = _tile(rows, channels, (part * STEPS + step) * ROWS, ROWS, CHANNELS, column_block)
+    for step in range(steps):
+        offsets, inside, _, _ = _tile(
+            rows, channels, (part * steps + step) * ROWS, DIVISOR, ROWS, CHANNELS, column_block
+        )
         value, gradient = _before_activation(y, grad, offsets, inside, slope, ACTIVATES)
         total += gradient
         products += gradient * (value - beta[None, :])
@@ -147,7 +162,7 @@ def _gradient_sums_kernel(
     tl.store(place + channels, tl.sum(products, 0), mask=channel < channels)
 
 
-@triton.jit
+@_jit
 def _parameter_gradients_kernel(
     sums, weight, grad_weight, grad_bias, parts, channels, eps, PARTS: tl.constexpr, CHANNELS: tl.constexpr
 ):  # fmt: skip
@@ -160,13 +175,15 @@ def _parameter_gradients_kernel(
     tl.store(grad_bias + channel, total, mask=exists)
 
 
-@triton.jit
+@_jit
 def _input_gradient_kernel(
     y, grad, grad_x, weight, bias, inv_std, grad_weight, grad_bias, rows, channels, eps, slope,
-    ACTIVATES: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
+    ACTIVATES: tl.constexpr, DIVISOR: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     """``∂x = γ̂ / std · (∂z - mean(∂z) - x̂ · mean(∂z · x̂))``, with ``x̂ = (z - β) / γ̂``."""
-    offsets, inside, channel, exists = _tile(rows, channels, tl.program_id(0) * ROWS, ROWS, CHANNELS, tl.program_id(1))
+    offsets, inside, channel, exists = _tile(
+        rows, channels, tl.program_id(0) * ROWS, DIVISOR, ROWS, CHANNELS, tl.program_id(1)
+    )
     signed = tl.load(weight + channel, mask=exists, other=1.0).to(tl.float32)
     gamma = tl.abs(signed) + eps
     beta = tl.load(bias + channel, mask=exists, other=0.0).to(tl.float32)
@@ -194,13 +211,13 @@ class _Shape:
         self.channels = x.shape[1]
         self.rows = x.numel() // self.channels
         columns = min(128, triton.next_power_of_2(self.channels))
-        self.tile = {"ROWS": _ELEMENTS // columns, "CHANNELS": columns}
+        divisor = math.gcd(self.channels, _VECTOR)
+        self.tile = {"DIVISOR": divisor, "ROWS": _ELEMENTS // columns, "CHANNELS": columns}
         self.column_blocks = triton.cdiv(self.channels, columns)
         self.tiles = (triton.cdiv(self.rows, self.tile["ROWS"]), self.column_blocks)
-        # Of a reduction's programs; a power of two, as each number is compiled by itself.
-        self.steps = triton.next_power_of_2(triton.cdiv(self.tiles[0] * self.column_blocks, _PROGRAMS))
+        self.steps = triton.cdiv(self.tiles[0] * self.column_blocks, _PROGRAMS)  # of each program of a reduction
         self.parts = triton.cdiv(self.tiles[0], self.steps)
-        self.sum_tile = {"PARTS": triton.next_power_of_2(self.parts), "CHANNELS": 8}
+        self.sum_tile = {"PARTS": _PROGRAMS, "CHANNELS": 8}
         self.sum_blocks = (triton.cdiv(self.channels, 8),)
 
     def new_sums(self, x: Tensor) -> Tensor:
@@ -227,7 +244,7 @@ class FusedInPlaceABN(torch.autograd.Function):
         mean = torch.empty(shape.channels, dtype=torch.float32, device=x.device)
         inv_std = torch.empty_like(mean)
         _moments_kernel[shape.parts, shape.column_blocks](
-            x, sums, shape.rows, shape.channels, STEPS=shape.steps, **shape.tile
+            x, sums, shape.rows, shape.channels, shape.steps, **shape.tile, num_warps=_WARPS
         )
         _statistics_kernel[shape.sum_blocks](
             x, sums, mean, inv_std, running_mean, running_var, shape.rows, shape.parts, shape.channels, momentum, eps,
@@ -251,8 +268,8 @@ class FusedInPlaceABN(torch.autograd.Function):
         sums = shape.new_sums(y)
         activates = ctx.slope != 1.0
         _gradient_sums_kernel[shape.parts, shape.column_blocks](
-            y, grad_y, bias, sums, shape.rows, shape.channels, ctx.slope,
-            ACTIVATES=activates, STEPS=shape.steps, **shape.tile,
+            y, grad_y, bias, sums, shape.rows, shape.channels, shape.steps, ctx.slope,
+            ACTIVATES=activates, **shape.tile, num_warps=_WARPS,
         )  # fmt: skip
         grad_weight, grad_bias = torch.empty_like(inv_std), torch.empty_like(inv_std)
         _parameter_gradients_kernel[shape.sum_blocks](
@@ -261,7 +278,7 @@ class FusedInPlaceABN(torch.autograd.Function):
         grad_x = torch.empty_like(y)
         _input_gradient_kernel[shape.tiles](
             y, grad_y, grad_x, weight, bias, inv_std, grad_weight, grad_bias, shape.rows, shape.channels, ctx.eps,
-            ctx.slope, ACTIVATES=activates, **shape.tile,
+            ctx.slope, ACTIVATES=activates, **shape.tile, num_warps=_WARPS,
         )  # fmt: skip
         return grad_x, grad_weight.to(weight.dtype), grad_bias.to(bias.dtype), None, None, None, None, None
 
