@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from tresnet.layers import BlurPool, SpaceToDepth
+from tresnet.layers import BlurPool, FastGlobalPool, SpaceToDepth, SqueezeExcite
 from tresnet.model import create_model, to_batch_norm
 
 PUBLISHED = {
@@ -35,6 +35,21 @@ def test_space_to_depth_order() -> None:
         for dx in range(4):
             for c in range(3):
                 assert torch.equal(y[:, (dy * 4 + dx) * 3 + c], x[:, c, dy::4, dx::4])
+
+
+def test_what_comes_channels_last_stays_so() -> None:
+    """Else every operator behind it that meets both layouts would read one of them across."""
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 8, 12).contiguous(memory_format=torch.channels_last)
+    y = SpaceToDepth()(x)
+    assert y.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(y, SpaceToDepth()(x.contiguous()))
+    excite, pool = SqueezeExcite(8, 4).double(), FastGlobalPool()
+    given = torch.randn(2, 8, 4, 6, dtype=torch.double).contiguous(memory_format=torch.channels_last).requires_grad_()
+    (gradient,) = torch.autograd.grad(excite(given).square().sum() + pool(given).square().sum(), given)
+    assert gradient.is_contiguous(memory_format=torch.channels_last)
+    assert torch.autograd.gradcheck(excite, given)
+    assert torch.autograd.gradcheck(pool, given)
 
 
 def test_space_to_depth_refuses_odd_sizes() -> None:

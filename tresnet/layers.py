@@ -16,7 +16,7 @@ class SpaceToDepth(nn.Module):
     """Moves each 4×4 block of pixels into channels: ``[N, C, H, W] -> [N, 16·C, H/4, W/4]``.
 
     The output channel is ``(dy·4 + dx)·C + c``, the order of the published weights;
-    :func:`torch.nn.functional.pixel_unshuffle` orders otherwise.
+    :func:`torch.nn.functional.pixel_unshuffle` orders otherwise. What comes channels last, leaves so.
     """
 
     def __init__(self, block: int = 4) -> None:
@@ -28,8 +28,10 @@ class SpaceToDepth(nn.Module):
         b = self.block
         if h % b != 0 or w % b != 0:
             raise ValueError(f"height and width must be multiples of {b}, got {h}x{w}")
-        x = x.reshape(n, c, h // b, b, w // b, b)
-        return x.permute(0, 3, 5, 1, 2, 4).reshape(n, b * b * c, h // b, w // b)
+        blocks = x.reshape(n, c, h // b, b, w // b, b)
+        if x.is_contiguous(memory_format=torch.channels_last):
+            return blocks.permute(0, 2, 4, 3, 5, 1).reshape(n, h // b, w // b, b * b * c).permute(0, 3, 1, 2)
+        return blocks.permute(0, 3, 5, 1, 2, 4).reshape(n, b * b * c, h // b, w // b)
 
 
 class BlurPool(nn.Module):
@@ -96,11 +98,38 @@ class _Blur(torch.autograd.Function):
         return grad, None
 
 
+class _Mean(torch.autograd.Function):
+    """The mean over all positions, whose gradient is one value for all of them: it is not written out here.
+
+    PyTorch's is, and in planes whatever the pictures are in, so that adding it to another gradient reads across.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:  # type: ignore[override]
+        ctx.shape = x.shape
+        return x.mean(dim=[2, 3], keepdim=True)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_mean: Tensor) -> Tensor:  # type: ignore[override]
+        _, _, height, width = shape = ctx.shape
+        share: Tensor = grad_mean / (height * width)
+        return share.expand(shape)
+
+
+def _mean(x: Tensor) -> Tensor:
+    """``[N, C, H, W] -> [N, C, 1, 1]``."""
+    if not torch.jit.is_scripting() and torch.is_grad_enabled():  # type: ignore[attr-defined]
+        y: Tensor = _Mean.apply(x)  # type: ignore[no-untyped-call]
+        return y
+    return x.mean(dim=[2, 3], keepdim=True)
+
+
 class FastGlobalPool(nn.Module):
-    """The mean over all positions, ``[N, C, H, W] -> [N, C]``, as one reduction over a flat view."""
+    """The mean over all positions, ``[N, C, H, W] -> [N, C]``, as one reduction."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return x.flatten(2).mean(dim=2)
+        return _mean(x).flatten(1)
 
 
 class StockGlobalPool(nn.Module):
@@ -119,7 +148,7 @@ class SqueezeExcite(nn.Module):
         self.fc2 = nn.Conv2d(hidden, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        gate = x.mean(dim=[2, 3], keepdim=True)  # [N, C, 1, 1]
+        gate = _mean(x)  # [N, C, 1, 1]
         gate = torch.sigmoid(self.fc2(F.relu(self.fc1(gate), inplace=True)))
         return x * gate
 
