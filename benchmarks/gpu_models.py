@@ -23,6 +23,7 @@ from benchmarks.roofline import Roof, measure_roof
 from benchmarks.serving.report import TINY_NOTE, machine
 from export.program import DTYPES
 from tresnet.checkpoint import build_model, load_checkpoint
+from tresnet.fused import kernels_work
 from tresnet.inplace_abn import Norm, norm_class
 from tresnet.model import TResNet
 from tresnet.terms import Precision
@@ -95,6 +96,7 @@ def run_gpu_models(
         options.seconds,
         warm_up=1 if options.tiny else 3,
     )
+    has_kernels = device.type == "cuda" and kernels_work()
     roofs: dict[str, Roof] = {}
     rows: list[Figures] = []
     programs: list[FormFigures] = []
@@ -110,7 +112,8 @@ def run_gpu_models(
             "setting": {
                 "autocast": options.precision, "norm": options.norm, "image_size": options.image_size,
                 "batch_limit": options.batch_limit, "serving_batch": options.serving_batch, "rounds": options.rounds,
-                "seconds": options.seconds, "memory_gib": options.memory_gib, "deadline_s": options.deadline_s,
+                "seconds": options.seconds, "fused_kernels": has_kernels,
+                "memory_gib": options.memory_gib, "deadline_s": options.deadline_s,
                 "serving_weights": str(options.checkpoint or "") or "random, with the statistics that belong to them",
             },
             "roof": {precision: asdict(roof) for precision, roof in roofs.items()},

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -21,12 +21,13 @@ from benchmarks.networks import NUM_CLASSES, Make
 from benchmarks.operator_groups import time_by_group
 from benchmarks.progress import Progress
 from benchmarks.roofline import NetworkWork, Roof, count_work, shares
-from benchmarks.timing import fits_in_memory, free_memory, largest_batch, median_seconds, share_of
+from benchmarks.timing import fits_in_memory, free_memory, is_too_large, largest_batch, median_seconds, share_of
 from tresnet.inplace_abn import is_package_layer
 from tresnet.model import to_batch_norm
 
 OWN_SIZE = {"EfficientNet-B1": 240 / 224}
 """The networks that were made for another size, as a share of the one asked for."""
+Measured = TypeVar("Measured")
 _MOST_ELEMENTS = 2**31 - 1
 """Of one tensor: beyond, operators split their work, take slower kernels, or refuse."""
 
@@ -146,9 +147,11 @@ def measure_networks(
 def _turn(own: Figures, make: Make, setting: Setting, roof: Roof, turn: int) -> None:
     if turn == 0:
         _size_up(own, make, setting)
-    own.infer_batch, rate = _rate(own, make, setting, own.infer_batch, trains=False)
+    of_inference = partial(_timed, make, setting, own.image_size, trains=False)
+    own.infer_batch, (rate, own.peak_infer_mib) = with_room(own.infer_batch, of_inference)
     own.infer_images_per_s.append(rate)
-    own.train_batch, rate = _rate(own, make, setting, own.train_batch, trains=True)
+    of_training = partial(_timed, make, setting, own.image_size, trains=True)
+    own.train_batch, (rate, own.peak_train_mib) = with_room(own.train_batch, of_training)
     own.train_images_per_s.append(rate)
     work = NetworkWork(own.multiply_adds, own.bytes_moved)
     own.infer_share = shares(work, statistics.median(own.infer_images_per_s), roof)
@@ -157,26 +160,31 @@ def _turn(own: Figures, make: Make, setting: Setting, roof: Roof, turn: int) -> 
     own.train_share_of_matrix_rate = train["of_matrix_rate"]
 
 
-def _rate(own: Figures, make: Make, setting: Setting, batch: int, *, trains: bool) -> tuple[int, float]:
-    """Pictures a second, and the batch: smaller than asked where cuDNN's fastest algorithms leave it no room."""
+def with_room(batch: int, measure: Callable[[int], Measured]) -> tuple[int, Measured]:
+    """The batch, smaller than asked where cuDNN's fastest algorithms need room, and what ``measure`` makes of it."""
     while True:
         free_memory()
-        step = Step(make(), setting, own.image_size, trains=trains)
         try:
-            with _fastest_algorithms():
-                taken = median_seconds(step.of(batch), setting.device, seconds=setting.seconds, warm_up=setting.warm_up)
-        except torch.OutOfMemoryError:
-            if batch == (batch := share_of(batch)):
+            return batch, measure(batch)
+        except RuntimeError as error:
+            if not is_too_large(error) or batch == (batch := share_of(batch)):
                 raise
-        else:
-            return batch, round(batch / taken, 2)
-        finally:
-            del step
+
+
+def _timed(make: Make, setting: Setting, side: int, batch: int, *, trains: bool) -> tuple[float, float | None]:
+    """Pictures a second, and the peak of memory."""
+    step = Step(make(), setting, side, trains=trains)
+    with _fastest_algorithms():
+        taken = median_seconds(step.of(batch), setting.device, seconds=setting.seconds, warm_up=setting.warm_up)
+        return round(batch / taken, 2), _peak_mib_per_picture(step, batch, setting.device)
 
 
 @contextmanager
 def _fastest_algorithms() -> Iterator[None]:
-    """CuDNN tries its algorithms for each shape: not in the search of the largest batch, where every shape is new."""
+    """CuDNN tries its algorithms for each shape: not in the search of the largest batch, where every shape is new.
+
+    It does so where a shape is first met: one that has run outside keeps the algorithm that was guessed there.
+    """
     torch.backends.cudnn.benchmark = True
     try:
         yield
@@ -194,20 +202,22 @@ def profile_networks(
             what, own = "training" if trains else "inference", sizes[name]
             batch = own.train_batch if trains else own.infer_batch
             entry: dict[str, Any] = {"network": name, "what": what, "batch": batch, "groups": []}
-            step = partial(_profile, make, setting, own.image_size, entry)
+            step = partial(_profile, make, setting, own.image_size, entry, trains=trains)
             entry["failed"] = own.failed or progress.attempt(f"{name}: profile of {what}", step)
             found.append(entry)
             progress.keep()
 
 
-def _profile(make: Make, setting: Setting, side: int, entry: dict[str, Any]) -> None:
-    batch = entry["batch"]
-    step = Step(make(), setting, side, trains=entry["what"] == "training")
-    with _fastest_algorithms():
-        spent = time_by_group(step.network, step.of(batch), setting.device, runs=3)
+def _profile(make: Make, setting: Setting, side: int, entry: dict[str, Any], *, trains: bool) -> None:
+    def measure(batch: int) -> dict[str, float]:
+        step = Step(make(), setting, side, trains=trains)
+        with _fastest_algorithms():
+            return time_by_group(step.network, step.of(batch), setting.device, runs=3)
+
+    entry["batch"], spent = with_room(entry["batch"], measure)
     whole = sum(spent.values())
     entry["groups"] = [
-        {"group": group, "ms_per_image": round(1e3 * s / batch, 5), "share": round(s / whole, 4)}
+        {"group": group, "ms_per_image": round(1e3 * s / entry["batch"], 5), "share": round(s / whole, 4)}
         for group, s in spent.items()
     ]
 
@@ -230,14 +240,12 @@ def _size_up_training(own: Figures, make: Make, setting: Setting) -> None:
     own.largest_train_batch = largest_batch(lambda n: n < 2 or _fits(step, n), own.batch_limit)
     own.limited = own.largest_train_batch == own.batch_limit
     own.train_batch = max(2, share_of(own.largest_train_batch))
-    own.peak_train_mib = _peak_mib_per_picture(step, own.train_batch, setting.device)
 
 
 def _size_up_inference(own: Figures, make: Make, setting: Setting) -> None:
     step = Step(make(), setting, own.image_size, trains=False)
     own.largest_infer_batch = largest_batch(lambda n: _fits(step, n), own.batch_limit)
     own.infer_batch = share_of(own.largest_infer_batch)
-    own.peak_infer_mib = _peak_mib_per_picture(step, own.infer_batch, setting.device)
 
 
 def _fits(step: Step, batch: int) -> bool:
@@ -250,10 +258,10 @@ def _fits(step: Step, batch: int) -> bool:
 
 
 def _peak_mib_per_picture(step: Step, batch: int, device: torch.device) -> float | None:
+    """Of a step that has run before, so that the optimizer's state is there."""
     if device.type != "cuda":
         return None
     run = step.of(batch)
-    run()  # the optimizer's state is there from now on
     step.network.zero_grad(set_to_none=True)
     free_memory()
     before = torch.cuda.memory_allocated(device)

@@ -2,7 +2,8 @@
 
 ``torch.profiler`` names kernels and operators, and a convolution may be a blur or a part of squeeze-and-excite. So
 every layer marks its calls, and an operator counts for the outermost layer that it runs in; a backward operator, for
-the forward one that it belongs to.
+the forward one that it belongs to. A mark is what an operator is to the profiler, as ``record_function``'s is not: a
+kernel that is launched outside of any, as the Triton language does, is the mark's own.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.autograd.profiler import record_function
+from torch._C._profiler import _RecordFunctionFast
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.timing import Work
@@ -63,8 +64,11 @@ def time_by_group(network: nn.Module, work: Work, device: torch.device, *, runs:
     for event in events:
         if event.device_type.name != "CPU":
             continue  # a kernel: its time is that of the operator that started it
-        microseconds = event.self_device_time_total if device.type == "cuda" else event.self_cpu_time_total
-        if microseconds > 0 and not event.name.startswith(_MARK):
+        if device.type == "cuda":
+            microseconds = event.self_device_time_total
+        else:  # a mark's own is Python's
+            microseconds = 0.0 if event.name.startswith(_MARK) else event.self_cpu_time_total
+        if microseconds > 0:
             spent[_group(event, forward)] += microseconds / 1e6 / runs
     return dict(sorted(spent.items(), key=lambda item: -item[1]))
 
@@ -100,13 +104,13 @@ def _marked(network: nn.Module) -> Iterator[None]:
         group = group_of(module)
         if group is None:
             continue
-        marks: list[record_function] = []
+        marks: list[_RecordFunctionFast] = []
 
-        def begin(*_: Any, marks: list[record_function] = marks, group: str = group) -> None:
-            marks.append(record_function(_MARK + group))
+        def begin(*_: Any, marks: list[_RecordFunctionFast] = marks, group: str = group) -> None:
+            marks.append(_RecordFunctionFast(_MARK + group))
             marks[-1].__enter__()
 
-        def end(*_: Any, marks: list[record_function] = marks) -> None:
+        def end(*_: Any, marks: list[_RecordFunctionFast] = marks) -> None:
             marks.pop().__exit__(None, None, None)
 
         hooks += [module.register_forward_pre_hook(begin), module.register_forward_hook(end)]

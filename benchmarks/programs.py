@@ -97,7 +97,9 @@ def measure_programs(
 
     def turn_of(own: FormFigures, form: Form, precision: Precision) -> None:
         if own.form not in built:
-            built[own.form], own.build_s = _build(form, _program(network, precision, device), pictures)
+            built[own.form], own.build_s = _build(
+                form, _program(network, precision, device, folds=form.name != EAGER), pictures
+            )
         run, times = built[own.form], taken.setdefault(own.form, [])
         with torch.inference_mode():
             if not times:

@@ -66,14 +66,17 @@ def fits_in_memory(work: Work) -> bool:
     fits = True
     try:
         work()
-    except torch.OutOfMemoryError:
-        fits = False
     except RuntimeError as error:
-        if not any(sign in str(error) for sign in _TOO_LARGE):
+        if not is_too_large(error):
             raise
         fits = False
     free_memory()  # out here, where the error no longer holds what its frames held
     return fits
+
+
+def is_too_large(error: RuntimeError) -> bool:
+    """Whether ``error`` says that a batch is too large for the device."""
+    return isinstance(error, torch.OutOfMemoryError) or any(sign in str(error) for sign in _TOO_LARGE)
 
 
 def free_memory() -> None:

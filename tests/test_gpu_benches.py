@@ -16,6 +16,7 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
 from benchmarks.gpu_models import PACKAGE, Options, run_gpu_models
+from benchmarks.gpu_networks import with_room
 from benchmarks.gpu_report import RESULTS, place_for
 from benchmarks.progress import DEADLINE
 from benchmarks.timing import fits_in_memory, largest_batch, share_of
@@ -166,6 +167,23 @@ def test_a_batch_that_no_kernel_takes_does_not_fit(error: RuntimeError, is_size:
     else:
         with pytest.raises(RuntimeError, match="scalar type"):
             fits_in_memory(work)
+
+
+def test_a_batch_without_room_is_made_smaller_and_another_fault_is_told() -> None:
+    tried: list[int] = []
+
+    def measure(batch: int) -> str:
+        tried.append(batch)
+        if batch > 80:
+            raise RuntimeError("FIND was unable to find an engine to execute this computation")
+        if batch < 8:
+            raise RuntimeError("expected scalar type Half but found Float")
+        return "measured"
+
+    assert with_room(100, measure) == (72, "measured")
+    assert tried == [100, 88, 72]
+    with pytest.raises(RuntimeError, match="scalar type"):
+        with_room(7, measure)
 
 
 def test_a_gpu_is_named_with_its_index(monkeypatch: pytest.MonkeyPatch) -> None:
