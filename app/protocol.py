@@ -1,4 +1,4 @@
-"""HTTP/1.1 by uvicorn and httptools, with a bound on a request's head: its bytes, and the time it may take.
+"""HTTP/1.1 by uvicorn and httptools, with bounds on what no application is asked about: heads, and waiting requests.
 
 Bodies are bounded where they are read; before a head is whole, no application is asked. A client that hardly reads
 its answer is as idle as one that asks nothing, and no connection is kept for either. A stop does not wait for idle
@@ -11,39 +11,75 @@ import asyncio
 import uuid
 from typing import Any
 
+import httptools
 import orjson
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from app.errors import RequestError, problem
 
 _MAX_HEAD_BYTES = 2**16
 _HEAD_TIMEOUT_S = 10.0
+_MOST_WAITING = 32
+"""Requests of one connection that wait until those before them are answered: each takes some kilobytes."""
 
 
 class BoundedHeadProtocol(HttpToolsProtocol):
-    """Answers 400 to a head that is too long, and closes on one that takes too long."""
+    """Answers 400 to a head that is too long, and closes on one that takes too long, or when too many requests wait."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self._head_bytes = 0
         self._in_head = True
+        self._head_has_begun = False
         self._head_timer: asyncio.TimerHandle | None = None
         self._unread_timer: asyncio.TimerHandle | None = None
+        self._answering: RequestResponseCycle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._head_timer = self.loop.call_later(_HEAD_TIMEOUT_S, transport.close)
+        self._start_timer()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timer()
         self._stop_unread_timer()
         super().connection_lost(exc)
+        if self._answering is not None:  # uvicorn tells the last request alone, which may wait behind this one
+            self._answering.disconnected = True
+            self._answering.message_event.set()
 
     def data_received(self, data: bytes) -> None:
-        self._head_bytes += len(data)  # a head or a message that ends in this data sets it back
-        super().data_received(data)
-        if self._in_head and self._head_bytes > _MAX_HEAD_BYTES and not self.transport.is_closing():
+        self._head_bytes += len(data)  # a head, a piece of a body, or a message that ends in this data sets it back
+        self._unset_keepalive_if_required()
+        try:
+            self._feed(data)
+        except httptools.HttpParserError:
+            if not self.transport.is_closing():
+                self.send_400_response("Invalid HTTP request received.")
+        if self._head_bytes > _MAX_HEAD_BYTES and not self.transport.is_closing():
             self.send_400_response(f"the head of the request has more than {_MAX_HEAD_BYTES:,} bytes")
+
+    def _feed(self, data: bytes) -> None:
+        while data:
+            try:
+                self.parser.feed_data(data)
+            except httptools.HttpParserUpgrade as upgrade:
+                data = self._without_upgrade(data[upgrade.args[0] :])
+            else:
+                return
+
+    def _without_upgrade(self, rest: bytes) -> bytes:
+        """The request once more, without its wish for another protocol, which a server may ignore (RFC 9110, 7.8).
+
+        The parser takes what follows such a head for that protocol's, and reads no body.
+        """
+        method, version = self.parser.get_method(), self.parser.get_http_version().encode()
+        if method == b"CONNECT":
+            raise httptools.HttpParserError
+        head = b"%b %b HTTP/%b\r\n" % (method, self.url, version)
+        headers = b"".join(b"%b: %b\r\n" % header for header in self.headers if header[0] != b"upgrade")
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn sets it
+        return head + headers + b"\r\n" + rest
 
     def send_400_response(self, msg: str) -> None:
         """A problem document, as whatever else is refused; no application has seen the request."""
@@ -55,17 +91,44 @@ class BoundedHeadProtocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        if self._head_timer is None:
-            self._head_timer = self.loop.call_later(_HEAD_TIMEOUT_S, self.transport.close)
+        self._head_has_begun = True
+        if self._answering is None:  # else nobody hurries the next one
+            self._start_timer()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self._in_head:  # a trailer, which may follow a body, is none
+            super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
+        if self.parser.should_upgrade():
+            return
+        if len(self.pipeline) >= _MOST_WAITING:
+            self.transport.close()
+            raise httptools.HttpParserError
         self._stop_timer()
-        self._in_head, self._head_bytes = False, 0
+        self._head_has_begun = self._in_head = False
+        self._head_bytes = 0
         super().on_headers_complete()
 
+    def on_body(self, body: bytes) -> None:
+        self._head_bytes = 0
+        super().on_body(body)
+
     def on_message_complete(self) -> None:
+        if self.parser.should_upgrade():
+            return
         self._in_head, self._head_bytes = True, 0
         super().on_message_complete()
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self._answering = cycle
+        super()._start_asgi_task(cycle, app)
+
+    def on_response_complete(self) -> None:
+        self._answering = None
+        super().on_response_complete()
+        if self._answering is None and self._head_has_begun:
+            self._start_timer()
 
     def shutdown(self) -> None:
         """Close what is idle without a farewell: under TLS an idle client's own would be waited for, for 30 s."""
@@ -99,6 +162,10 @@ class BoundedHeadProtocol(HttpToolsProtocol):
         if self._unread_timer is not None:
             self._unread_timer.cancel()
             self._unread_timer = None
+
+    def _start_timer(self) -> None:
+        if self._head_timer is None:
+            self._head_timer = self.loop.call_later(_HEAD_TIMEOUT_S, self.transport.close)
 
     def _stop_timer(self) -> None:
         if self._head_timer is not None:

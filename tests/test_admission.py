@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import re
 import resource
 import signal
 import socket
@@ -18,7 +19,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from conftest import Server, running_server, until
+from conftest import Guarded, Server, running_server, until
 
 from app.admission import Admission
 from app.errors import OverloadError
@@ -72,6 +73,11 @@ def answer_on(client: socket.socket) -> tuple[int, dict[str, str], dict[str, obj
     first, *lines = head.decode().split("\r\n")
     headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines)}
     return int(first.split()[1]), headers, json.loads(body)
+
+
+def resident_mib(server: Server) -> float:
+    [line] = [line for line in Path(f"/proc/{server.process.pid}/status").read_text().split("\n") if "VmRSS" in line]
+    return int(line.split()[1]) / 1024
 
 
 @contextmanager
@@ -208,6 +214,68 @@ def test_a_dribbled_head_and_an_endless_one_are_cut_off(small_server: Server) ->
             client.sendall(b"x" * 65536)
 
 
+def test_trailers_are_no_headers_and_are_not_kept(guarded: Guarded, digit_files: list[bytes]) -> None:
+    with connected(guarded, length=None) as client:
+        client.sendall(b"1\r\nx\r\n0\r\n")
+        client.sendall(f"X-API-Key: {guarded.key}\r\nX-Request-ID: trailing\r\nConnection: close\r\n\r\n".encode())
+        client.shutdown(socket.SHUT_WR)
+        status, headers, _ = answer_on(client)
+    assert (status, headers["x-request-id"] == "trailing") == (401, False)
+    before = resident_mib(guarded)
+    with connected(guarded, length=None) as client, pytest.raises((ConnectionResetError, BrokenPipeError)):
+        client.sendall(b"1\r\nx\r\n0\r\n")
+        for _ in range(200):
+            client.sendall(10_000 * b"a:\r\n")
+            time.sleep(0.01)
+    assert resident_mib(guarded) - before < 30
+
+
+@pytest.mark.parametrize("pause_s", [0, 0.2])
+def test_a_wish_for_another_protocol_is_not_heeded(
+    small_server: Server, digit_files: list[bytes], pause_s: float
+) -> None:
+    """As Java's client and `curl --http2` have it with every request; what follows is the request's body."""
+    head = (
+        b"POST /classify HTTP/1.1\r\nHost: a\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\n"
+        b"HTTP2-Settings: AAEAAEAAAAIAAAABAAMAAABkAAQBAAAAAAUAAEAA\r\nContent-Length: %d\r\n\r\n"
+    )
+    last = b"GET /livez HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
+    host, port = small_server.url.removeprefix("http://").split(":")
+    answers = []
+    for body in (digit_files[0], b"GET /metrics HTTP/1.1\r\nHost: a\r\n\r\n"):
+        with socket.create_connection((host, int(port)), timeout=30) as client:
+            client.sendall(head % len(body))
+            time.sleep(pause_s)
+            client.sendall(body + last)
+            received = b""
+            while part := client.recv(65536):
+                received += part
+        answers.append([int(status) for status in re.findall(rb"HTTP/1.1 (\d+)", received)])
+    assert answers == [[200, 200], [422, 200]]
+
+
+def test_few_requests_of_a_connection_wait(small_server: Server, digit_files: list[bytes]) -> None:
+    waiting = 33 * b"GET /livez HTTP/1.1\r\nHost: a\r\n\r\n"
+    with triton_stopped(small_server), connected(small_server, length=len(digit_files[0])) as client:
+        client.sendall(digit_files[0] + waiting)
+        client.settimeout(5)
+        assert client.recv(1) == b""
+
+
+def test_a_head_behind_a_long_answer_has_its_time(server: Server) -> None:
+    host, port = server.url.removeprefix("http://").split(":")
+    with socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.connect((host, int(port)))
+        client.settimeout(30)
+        long = b"GET /page/swagger-ui-bundle.js HTTP/1.1\r\nHost: a\r\n\r\n"  # more than the network holds
+        client.sendall(15 * long + b"GET /livez HTTP/1.1\r\nHost: a\r\n")
+        time.sleep(11)  # one that comes alone has ten seconds
+        client.sendall(b"Connection: close\r\n\r\n")
+        received = b"".join(iter(lambda: client.recv(65536), b""))
+    assert received.count(b"HTTP/1.1 200") == 16
+
+
 def test_an_idle_connection_is_kept_for_as_long_as_the_setting_says(small_server: Server) -> None:
     client = HTTPConnection(small_server.url.removeprefix("http://"), timeout=60)
     with closing(client):
@@ -230,7 +298,7 @@ def test_a_client_that_does_not_read_its_answers_is_let_go(small_server: Server)
     with socket.socket() as client:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         client.connect((host, int(port)))
-        client.sendall(500 * b"GET /openapi.json HTTP/1.1\r\nHost: a\r\n\r\n")
+        client.sendall(30 * b"GET /page/swagger-ui-bundle.js HTTP/1.1\r\nHost: a\r\n\r\n")
         until(lambda: descriptors() > before, "it is connected", seconds=5)
         until(lambda: descriptors() <= before, "the connection is ended", seconds=40)
     assert httpx.get(f"{small_server.url}/readyz").status_code == 200
@@ -297,24 +365,18 @@ def test_bodies_made_to_cost(
 def test_what_was_refused_is_not_kept(server: Server, digit_files: list[bytes]) -> None:
     """Neither a request's body nor one picture of several, though Python may not look for garbage meanwhile."""
 
-    def resident_mib() -> float:
-        [line] = [
-            line for line in Path(f"/proc/{server.process.pid}/status").read_text().split("\n") if "VmRSS" in line
-        ]
-        return int(line.split()[1]) / 1024
-
     def ask(**body: object) -> int:
         return client.post(f"{server.url}/classify", **body).status_code
 
     junk = bytes(8 * 2**20)
     with httpx.Client(timeout=30) as client:
         assert ask(content=junk) == 422
-        before = resident_mib()
+        before = resident_mib(server)
         for _ in range(25):
             assert ask(content=junk) == 422
             assert ask(files=[("image", junk), ("image", digit_files[0])]) == 200
             assert client.post(f"{server.url}/classify?model=no", content=junk).status_code == 404
-    assert resident_mib() - before < 100
+    assert resident_mib(server) - before < 100
 
 
 def test_equal_ids_are_answered_in_order(small_server: Server, digit_files: list[bytes]) -> None:
