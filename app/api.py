@@ -32,6 +32,7 @@ from app.errors import RequestError, UnavailableError, bad_parameter
 from app.fetch import Fetcher, PublicNetwork
 from app.frame import RequestFrame, problem_response
 from app.keys import KeyRing
+from app.large_answer import PIECE_BYTES, LargeAnswer
 from app.metrics import Metrics
 from app.model_watch import ModelWatch
 from app.openapi import LIVE, METRICS, MODEL, MODEL_PARAMETERS, MODELS, READY, answers, complete, question
@@ -73,14 +74,12 @@ def create_app(settings: Settings, *, network: PublicNetwork | None = None) -> F
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         await decoder.start()
         await keys.start()
-        await fetcher.start()
         await triton.start()
         await watch.start()
         with draining.on_signals(settings):
             yield
         await watch.close()
         await triton.close()
-        await fetcher.close()
         await keys.close()
         await decoder.close()
         await asyncio.to_thread(tracing.close)
@@ -143,7 +142,10 @@ def _add_answer_routes(app: FastAPI, gateway: Gateway, draining: Draining, fetch
                 except RequestError as error:
                     raise explained(error, body) from error
         document: Any = _as_hf(found) if parameters.format == "hf" else _document(record.request_id, found)
-        return _json(document, headers={"Server-Timing": record.times.header()})
+        content, headers = orjson.dumps(document), {"Server-Timing": record.times.header()}
+        if len(content) > PIECE_BYTES:
+            return LargeAnswer(content, gateway.admission, headers)
+        return Response(content, media_type="application/json", headers=headers)
 
     @app.post(
         "/classify", summary="The picture's label", operation_id="classify", tags=["Ask"],
@@ -240,8 +242,8 @@ def _as_hf(found: Answer) -> list[Any]:
     return lists[0] if len(lists) == 1 else lists
 
 
-def _json(document: Any, *, headers: dict[str, str] | None = None) -> Response:
-    return Response(orjson.dumps(document), media_type="application/json", headers=headers)
+def _json(document: Any) -> Response:
+    return Response(orjson.dumps(document), media_type="application/json")
 
 
 async def _http_exception(request: Request, error: Exception) -> Response:

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from app.errors import DeadlineError
+from app.errors import DeadlineError, ServiceError
 
 _COMPANY = 8
 """Items at which what a batch costs by itself no longer shows."""
@@ -46,11 +46,11 @@ class _Waiting(Generic[Item, Result]):
 
 
 class Batcher(Generic[Item, Result]):
-    """Groups items into calls of ``run(items, deadline)``, which answers one result an item, in order."""
+    """Groups items into calls of ``run(items, deadline)``, which answers one result an item, in order, or its error."""
 
     def __init__(
         self,
-        run: Callable[[Sequence[Item], float], Awaitable[Sequence[Result]]],
+        run: Callable[[Sequence[Item], float], Awaitable[Sequence[Result | ServiceError]]],
         *,
         max_batch_size: int,
         batches_in_flight: int,
@@ -106,7 +106,9 @@ class Batcher(Generic[Item, Result]):
                 self._on_queue_change(-1)
 
     async def close(self) -> None:
-        """Wait for the batches in flight."""
+        """End the batches in flight, whose callers have gone."""
+        for task in self._running:
+            task.cancel()
         await asyncio.gather(*self._running, return_exceptions=True)
 
     def _schedule_pump(self) -> None:
@@ -171,7 +173,11 @@ class Batcher(Generic[Item, Result]):
             results = await self._run([waiting.item for waiting in batch], max(w.deadline for w in batch))
             took = loop.time() - started
             for waiting, result in zip(batch, results, strict=True):
-                if not waiting.answer.done():
+                if waiting.answer.done():
+                    continue
+                if isinstance(result, ServiceError):
+                    waiting.answer.set_exception(result)
+                else:
                     waiting.answer.set_result((result, started - waiting.queued_at, took))
         except Exception as error:  # every caller in the batch gets it; none may wait for ever
             for waiting in batch:

@@ -25,6 +25,8 @@ _MAX_JSON_ITEMS = 100_000
 _SLICE_BYTES = 2**18
 """Of a multipart body, which is read without a pause; of the worst kind it takes 50 ms."""
 _LONGEST_ID = 4096
+_LONGEST_FIELD = 2**16
+"""Bytes of a form's part that is no file: as many as a query may have."""
 _BOUNDARY = re.compile(rb'[^\x00-\x1f"\\\x7f-\xff]{1,200}')
 _JSON_FORM = """{"images": [{"b64": "…"}]}, and optionally "model", "version" and "parameters": {"top_k": 1}"""
 _LINE_ENDS = str.maketrans("", "", " \t\r\n")
@@ -68,16 +70,15 @@ async def read_body(request: Request, settings: Settings, take: Callable[[int], 
             "unsupported_media_type",
             f"{media_type!r} is no picture: send its bytes as image/*, as multipart/form-data, or JSON",
         )
-    data = await _read_bytes(request, settings, take, deadline)
-    if not data:
+    chunks = await _read_chunks(request, settings, take, deadline)
+    if not chunks:
         raise RequestError(400, "empty_body", "the body is empty: send a picture")
+    if is_multipart:
+        return await _from_multipart(request, chunks, settings)
+    data = b"".join(chunks)
     if is_json or (media_type in _RAW_TYPES and data.startswith(b"{")):  # as no picture begins
-        body = _from_json(data, settings)
-    elif is_multipart:
-        body = await _from_multipart(request, data, settings)
-    else:
-        body = Body([ImageInput("0", data)], is_of_curl=media_type == _CURL_TYPE)
-    return body
+        return _from_json(data, settings)
+    return Body([ImageInput("0", data)], is_of_curl=media_type == _CURL_TYPE)
 
 
 def explained(error: ServiceError, body: Body) -> ServiceError:
@@ -99,7 +100,9 @@ def _check_count(images: int, settings: Settings) -> None:
         )
 
 
-async def _read_bytes(request: Request, settings: Settings, take: Callable[[int], None], deadline: float) -> bytes:
+async def _read_chunks(
+    request: Request, settings: Settings, take: Callable[[int], None], deadline: float
+) -> list[bytes]:
     too_large = RequestError(
         413, "body_too_large", f"the body is too large; at most {settings.max_body_bytes:,} bytes are accepted"
     )
@@ -116,26 +119,32 @@ async def _read_bytes(request: Request, settings: Settings, take: Callable[[int]
                 if size > settings.max_body_bytes:
                     raise too_large
                 take(len(chunk))
-                chunks.append(chunk)
+                if chunk:
+                    chunks.append(chunk)
     except TimeoutError:
         raise DeadlineError from None
     except ClientDisconnect as error:
         raise RequestError(400, "client_left", "the client left before its body was whole") from error
-    return b"".join(chunks)
+    return chunks
 
 
-async def _from_multipart(request: Request, data: bytes, settings: Settings) -> Body:
+async def _from_multipart(request: Request, chunks: list[bytes], settings: Settings) -> Body:
+    """``chunks`` is used up, and each part given back once it is read, so that nothing is there twice for long."""
+
     async def stream() -> AsyncIterator[bytes]:
-        for start in range(0, len(data), _SLICE_BYTES):
-            yield data[start : start + _SLICE_BYTES]
-            await asyncio.sleep(0)  # others have their turn
+        chunks.reverse()
+        while chunks:
+            chunk = chunks.pop()
+            for start in range(0, len(chunk), _SLICE_BYTES):
+                yield chunk[start : start + _SLICE_BYTES]
+                await asyncio.sleep(0)  # others have their turn
 
     parser = MultiPartParser(
         _multipart_headers(request),
         stream(),  # type: ignore[arg-type]
         max_files=4 * settings.max_images,
         max_fields=100,
-        max_part_size=settings.max_body_bytes,
+        max_part_size=_LONGEST_FIELD,
     )
     parser.spool_max_size = settings.max_body_bytes  # the body is in memory already; no detour over the disk
     try:
@@ -144,6 +153,8 @@ async def _from_multipart(request: Request, data: bytes, settings: Settings) -> 
         message = getattr(error, "message", str(error))
         if message.startswith("Too many files"):
             _check_count(4 * settings.max_images + 1, settings)
+        if message.startswith("Part exceeded"):
+            message = f"a field has more than {_LONGEST_FIELD:,} bytes; a picture is a file: with curl, -F image=@FILE"
         raise RequestError(400, "malformed_request", f"the multipart body cannot be read: {message}") from error
     try:
         parts = [part for name, part in form.multi_items() if name == "image"]
@@ -154,11 +165,17 @@ async def _from_multipart(request: Request, data: bytes, settings: Settings) -> 
         if any(not isinstance(part, UploadFile) for part in parts):
             raise RequestError(400, "missing_image", "the part named 'image' must be a file: with curl, -F image=@FILE")
         _check_count(len(parts), settings)
-        contents = [await part.read() for part in parts if isinstance(part, UploadFile)]
+        contents = [await _read_and_close(part) for part in parts if isinstance(part, UploadFile)]
         parameters = _fields(form)
     finally:
         await form.close()
     return Body([ImageInput(str(index), content) for index, content in enumerate(contents)], parameters)
+
+
+async def _read_and_close(part: UploadFile) -> bytes:
+    content = await part.read()
+    await part.close()
+    return content
 
 
 def _fields(form: FormData) -> dict[str, Any]:

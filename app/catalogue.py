@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from app.batching import Batcher
 from app.errors import RequestError, ServiceError, UnavailableError, bad_parameter
+from app.parameters import LONGEST_SHOWN
 from app.triton import Prediction
 from tresnet.contract import ModelContract
 from tresnet.terms import Task
@@ -136,14 +137,16 @@ class Catalogue:
         if not versions:
             if name in self.known:
                 raise UnavailableError("model_not_ready", f"model {name!r} is not ready; try again")
-            raise RequestError(404, "unknown_model", f"there is no model {name!r}; {_choice(sorted(self.live_names))}")
+            raise RequestError(
+                404, "unknown_model", f"there is no model {name[:LONGEST_SHOWN]!r}; {_choice(sorted(self.live_names))}"
+            )
         if version is not None and version not in versions:
             if version in self.known.get(name, ()):
                 raise UnavailableError("model_not_ready", f"model {name!r} version {version} is not ready; try again")
             raise RequestError(
                 404,
                 "unknown_version",
-                f"model {name!r} has no version {version!r}; {_choice(sorted(versions, key=int))}",
+                f"model {name!r} has no version {version[:LONGEST_SHOWN]!r}; {_choice(sorted(versions, key=int))}",
             )
         return versions[version or max(versions, key=int)]
 

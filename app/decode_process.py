@@ -7,9 +7,11 @@ picture's size; or a message with what is wrong with it.
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import os
 import resource
+import signal
 import socket
 import struct
 import sys
@@ -23,6 +25,7 @@ ANSWER = struct.Struct("<cII")
 """Kind, and the upright picture's width and height; the fault's message follows."""
 READY, PREPARED, UNDECODABLE, TOO_MANY_PIXELS = b"r", b"p", b"u", b"t"
 MESSAGE_BYTES = 16 * 1024
+_PR_SET_PDEATHSIG = 1
 _SPARE_BYTES = 256 * 2**20
 _BYTES_A_PIXEL = 32
 """What decoding takes at most, over all modes: see the tests."""
@@ -61,6 +64,7 @@ def _limit_memory(max_pixels: int) -> None:
 
 def main(connection: socket.socket, memory: int, max_pixels: int) -> None:
     """Answer until the other side goes away."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # amid a picture it would see no other side going away
     os.nice(_NICENESS)
     _limit_memory(max_pixels)
     connection.send(ANSWER.pack(READY, 0, 0))

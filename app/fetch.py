@@ -28,7 +28,7 @@ from app.tracing import Tracing
 Resolve = Callable[[str, int], Awaitable[list[str]]]
 
 _MOST_REDIRECTS = 3
-_MOST_CONNECTIONS = 32
+_MOST_AT_ONCE = 32
 _SHARE_OF_TIME = 0.75
 """Of what the request has left; the rest is for the pictures that have come."""
 _DEFAULT_PORTS = {"https": 443, "http": 80}
@@ -101,33 +101,23 @@ class Fetcher:
         self._metrics = metrics
         self._tracing = tracing
         self._network = network
-        self._pool: httpcore.AsyncConnectionPool | None = None
-
-    async def start(self) -> None:
-        if self._hosts:
-            self._pool = httpcore.AsyncConnectionPool(
-                ssl_context=httpx.create_ssl_context(),
-                max_connections=_MOST_CONNECTIONS,
-                keepalive_expiry=5.0,
-                network_backend=self._network,
-            )
-
-    async def close(self) -> None:
-        if self._pool is not None:
-            await self._pool.aclose()
+        self._trusted = httpx.create_ssl_context() if settings.url_hosts else None
+        self._free = asyncio.Semaphore(_MOST_AT_ONCE)
 
     async def fill(self, body: Body, deadline: float, record: RequestRecord, take: Callable[[int], None]) -> Body:
         """The body with its URLs' pictures, or the reason in a picture's place. All together are bounded as a body is.
 
         ``take`` is told of bytes as they come. Where no host is allowed, the reason stands there already.
         """
-        if self._pool is None or not body.urls:
+        if not self._hosts or not body.urls:
             return body
         budget = _Budget(self._max_bytes, take)
         now = asyncio.get_running_loop().time()
         until = now + _SHARE_OF_TIME * (deadline - now)
         started = time.perf_counter()
-        found = await asyncio.gather(*(self._one(self._pool, url, budget, until) for url in body.urls.values()))
+        # A pool of this request alone: what is cancelled may stay in httpcore's pool for good, and goes with it.
+        async with httpcore.AsyncConnectionPool(self._trusted, network_backend=self._network) as pool:
+            found = await asyncio.gather(*(self._one(pool, url, budget, until) for url in body.urls.values()))
         record.times.fetch = time.perf_counter() - started
         self._tracing.stage(record, "fetch", started, record.times.fetch)
         fetched = dict(zip(body.urls, found, strict=True))
@@ -138,7 +128,7 @@ class Fetcher:
         self, pool: httpcore.AsyncConnectionPool, url: str, budget: _Budget, until: float
     ) -> bytes | ServiceError:
         try:
-            async with asyncio.timeout_at(until):
+            async with asyncio.timeout_at(until), self._free:
                 data = await self._follow(pool, url, budget)
         except ServiceError as error:
             failure = error

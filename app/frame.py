@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 _TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
-_COUNTED_AS_REJECTED = {"draining", "body_too_large", "too_many_images", "unauthorized", "rate_limited"}
+_COUNTED_AS_REJECTED = {"draining", "queue_full", "body_too_large", "too_many_images", "unauthorized", "rate_limited"}
 # Asked every few seconds by probes and scrapers: a line for each would drown the rest, and no trace is worth it.
 _POLLED = {"/livez", "/readyz", "/v2/health/live", "/v2/health/ready", "/metrics"}
 _SECURITY_HEADERS = [

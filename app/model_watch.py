@@ -282,10 +282,14 @@ class ModelWatch:
         contract = self._catalogue.live[key].contract
         await in_turn(lambda: self._proof.golden_picture(contract))
 
-    def _runner(self, contract: ModelContract) -> Callable[[Sequence[Picture], float], Awaitable[list[Prediction]]]:
+    def _runner(
+        self, contract: ModelContract
+    ) -> Callable[[Sequence[Picture], float], Awaitable[list[Prediction | TritonAnswerError]]]:
         key = contract.name, contract.version
 
-        async def run(pictures: Sequence[Picture], deadline: float) -> list[Prediction]:
+        async def run(pictures: Sequence[Picture], deadline: float) -> list[Prediction | TritonAnswerError]:
+            if key not in self._catalogue.live:  # it went while they waited
+                raise UnavailableError("model_not_ready", f"model {key[0]!r} is not ready; try again")
             self._metrics.batch_size.observe(len(pictures))
             self._metrics.inflight.inc(len(pictures))
             try:
@@ -298,7 +302,9 @@ class ModelWatch:
 
         return run
 
-    async def _call(self, contract: ModelContract, pictures: Sequence[Picture], deadline: float) -> list[Prediction]:
+    async def _call(
+        self, contract: ModelContract, pictures: Sequence[Picture], deadline: float
+    ) -> list[Prediction | TritonAnswerError]:
         """One call of Triton; it ends with 503 at once when Triton is lost meanwhile."""
         if not self._catalogue.triton_is_up:
             raise _away()

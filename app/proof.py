@@ -42,6 +42,8 @@ class Proof:
         prepared = await self.decoder(base64.b64decode(golden.png_base64), contract.preprocessing)
         try:
             [prediction] = await self.triton.infer(contract, [prepared.pixels], _GOLDEN_TIMEOUT_S, embedding=True)
+            if isinstance(prediction, TritonAnswerError):
+                raise prediction
         except DeadlineError as error:
             raise TritonAnswerError(f"its golden picture was not answered within {_GOLDEN_TIMEOUT_S:.0f} s") from error
         distance = max(abs(float(prediction.scores[label]) - score) for label, score in golden.scores.items())

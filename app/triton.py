@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -180,8 +181,8 @@ class TritonClient:
         embedding: bool = False,
         heat_maps: bool = False,
         headers: dict[str, str] | None = None,
-    ) -> list[Prediction]:
-        """One batch of ``uint8 [S, S, 3]`` pictures; one prediction a picture, in order.
+    ) -> list[Prediction | TritonAnswerError]:
+        """One batch of ``uint8 [S, S, 3]`` pictures; for each, in order, its prediction, or why its scores are none.
 
         ``heat_maps`` only of a model whose contract has them.
 
@@ -203,14 +204,16 @@ class TritonClient:
             raise _translate(error) from error
         count = len(pictures)
         scores = _output(answer, SCORES, np.float32, (count, contract.num_labels))
-        # A comparison with NaN is false, so this refuses it too.
-        if not (scores.min() >= 0.0 and scores.max() <= 1.0 + _ROUNDING):
-            raise TritonAnswerError("Triton's answer holds scores outside 0..1")
         embeddings: Iterable[Any] = [None] * count
         if embedding:
             embeddings = _output(answer, EMBEDDING, np.float32, (count, contract.embedding_size))
         maps = _heat_maps(answer, contract, count) if heat_maps else [None] * count
-        return [Prediction(*one) for one in zip(scores, embeddings, maps, strict=True)]
+        # A comparison with NaN is false, so this refuses it too.
+        are_scores = (scores.min(axis=1) >= 0.0) & (scores.max(axis=1) <= 1.0 + _ROUNDING)
+        return [
+            Prediction(*one) if fine else TritonAnswerError("Triton's answer holds scores outside 0..1")
+            for fine, *one in zip(are_scores, scores, embeddings, maps, strict=True)
+        ]
 
     async def _infer(
         self,
@@ -222,11 +225,21 @@ class TritonClient:
     ) -> pb.ModelInferResponse:
         """By shared memory where Triton takes it, else over the wire."""
         size = contract.max_batch_size * contract.preprocessing.image_size**2 * 3
-        region = await self._regions.borrow(size) if self._regions is not None else None
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout_s
+
+        def infer() -> Awaitable[pb.ModelInferResponse]:
+            left_s = max(0.001, deadline - loop.time())
+            answer: Awaitable[pb.ModelInferResponse] = self._started.ModelInfer(
+                request, timeout=left_s, metadata=metadata
+            )
+            return answer
+
+        region = await self._regions.borrow(size, timeout_s) if self._regions is not None else None
         if self._regions is not None and region is not None:
             _write(request, pictures, region)
             try:
-                return await self._started.ModelInfer(request, timeout=timeout_s, metadata=metadata)
+                return await infer()
             except grpc.RpcError as error:
                 if not _REGION_IS_UNKNOWN.search(error.details() or ""):
                     raise
@@ -237,7 +250,7 @@ class TritonClient:
                 if region is not None:
                     self._regions.give_back(region)
         request.raw_input_contents.append(b"".join(picture.tobytes() for picture in pictures))
-        return await self._started.ModelInfer(request, timeout=timeout_s, metadata=metadata)
+        return await infer()
 
 
 def _request(contract: ModelContract, count: int) -> pb.ModelInferRequest:
@@ -282,7 +295,7 @@ def _output(answer: pb.ModelInferResponse, name: str, dtype: type[T], shape: tup
 def _translate(error: grpc.RpcError) -> ServiceError:
     """One table from Triton's status to ours."""
     status, message = error.code(), str(error.details() or "")
-    if status == grpc.StatusCode.DEADLINE_EXCEEDED or "timeout" in message.lower():
+    if status == grpc.StatusCode.DEADLINE_EXCEEDED or "Request timeout expired" in message:
         return DeadlineError()
     if "xceeds maximum queue size" in message:
         return UnavailableError("queue_full", "too many pictures are waiting; try again later")

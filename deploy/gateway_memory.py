@@ -23,6 +23,8 @@ _WORKER_BYTES = 128 * _MI
 _DECODER_BYTES = 32 * _MI
 _BYTES_A_PIXEL = 17
 """Of the picture that is decoded: docs/decisions/0007-pictures-from-strangers.md."""
+_BYTES_A_FORMS_BYTE = 2
+"""While forms are taken apart: 16 of 31 MiB at once took 1.0 GB."""
 _WAITING_PICTURE_BYTES = 448 * 448 * 3
 _BESIDE_BYTES = (128 + 64) * _MI
 """The workers' parent, and what lies in /tmp, which is memory."""
@@ -32,7 +34,7 @@ def most_bytes(settings: Settings) -> int:
     """All decoding processes at a picture of the largest size while the queue is full, in every worker."""
     # The file is there twice: as the gateway shares it, and as the decoder reads it.
     decoder = _DECODER_BYTES + _BYTES_A_PIXEL * settings.max_pixels + 2 * settings.max_body_bytes
-    waiting = settings.max_queue_bytes + settings.max_queue_images * _WAITING_PICTURE_BYTES
+    waiting = _BYTES_A_FORMS_BYTE * settings.max_queue_bytes + settings.max_queue_images * _WAITING_PICTURE_BYTES
     worker = _WORKER_BYTES + waiting + settings.answer_cache_bytes + settings.decode_processes_per_worker * decoder
     return _BESIDE_BYTES + settings.workers * worker
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import os
@@ -16,13 +17,16 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager, suppress
 from http.client import HTTPConnection
 from pathlib import Path
+from unittest.mock import AsyncMock
 
 import httpx
 import pytest
 from conftest import Guarded, Server, running_server, until
+from starlette.types import Message
 
 from app.admission import Admission
 from app.errors import OverloadError
+from app.large_answer import PIECE_BYTES, LargeAnswer
 from app.settings import Settings
 
 JSON = {"Content-Type": "application/json"}
@@ -309,13 +313,16 @@ def test_what_a_request_names_costs_no_more_than_its_bytes(small_server: Server)
     name = "a" * (MAX_BODY - 100)
     many = httpx.post(f"{small_server.url}/classify", json={"images": [{"b64": ""}], "parameters": {name: 1}})
     assert (many.status_code, many.json()["code"], len(many.text) < 500) == (422, "bad_parameter", True)
+    for query in ({"model": name}, {"model": "digits", "version": name}):
+        unknown = httpx.post(f"{small_server.url}/classify", json={"images": [{"b64": ""}], **query})
+        assert (unknown.status_code, len(unknown.text) < 500) == (404, True)
     names = "&".join(f"{number:04x}" for number in range(12_000))
     assert httpx.post(f"{small_server.url}/classify?{names}", content=b"a").json()["code"] == "bad_parameter"
     field = b'--b\r\nContent-Disposition: form-data; name="a"\r\n\r\n' + b"A" * (MAX_BODY - 200) + b"\r\n--b--\r\n"
     for charset in ("charset=punycode", "charset*=utf-8''punycode"):  # a codec that takes half a minute for it
         headers = {"Content-Type": f"multipart/form-data; boundary=b; {charset}"}
         answer = httpx.post(f"{small_server.url}/classify", content=field, headers=headers, timeout=120)
-        assert (answer.status_code, answer.json()["code"]) == (400, "missing_image")
+        assert (answer.status_code, answer.json()["code"]) == (400, "malformed_request")
     assert time.monotonic() - started < 5
 
 
@@ -377,6 +384,40 @@ def test_what_was_refused_is_not_kept(server: Server, digit_files: list[bytes]) 
             assert ask(files=[("image", junk), ("image", digit_files[0])]) == 200
             assert client.post(f"{server.url}/classify?model=no", content=junk).status_code == 404
     assert resident_mib(server) - before < 100
+
+
+def test_answers_that_nobody_reads_are_bounded() -> None:
+    admission = Admission(64, 10 * PIECE_BYTES, 503)
+    content = os.urandom(6 * PIECE_BYTES + 1)
+    whole: list[bytes] = []
+
+    async def ask(reads: asyncio.Event) -> None:
+        async def send(message: Message) -> None:
+            await reads.wait()
+            whole.append(message.get("body", b""))
+
+        await LargeAnswer(content, admission, {})({"type": "http"}, AsyncMock(), send)
+
+    async def both() -> None:
+        reads = asyncio.Event()
+        first = asyncio.create_task(ask(reads))
+        await asyncio.sleep(0)
+        with pytest.raises(OverloadError):
+            await ask(reads)
+        reads.set()
+        await first
+        assert b"".join(whole) == content
+        assert max(map(len, whole)) == PIECE_BYTES
+        await ask(reads)  # what was read makes room
+
+    asyncio.run(both())
+
+
+def test_a_large_answer_is_whole(small_server: Server, digit_files: list[bytes]) -> None:
+    form = [("image", digit) for digit in digit_files[:8]]
+    answer = httpx.post(f"{small_server.url}/classify?embedding=true", files=form, timeout=30)
+    assert len(answer.content) == int(answer.headers["content-length"]) > 2 * PIECE_BYTES
+    assert [result["status"] for result in answer.json()["results"]] == ["ok"] * 8
 
 
 def test_equal_ids_are_answered_in_order(small_server: Server, digit_files: list[bytes]) -> None:

@@ -120,3 +120,22 @@ def test_what_is_being_decoded_is_waited_for_in_step_with_a_run() -> None:
 
     assert 0.004 < _run(wait_s(fast)) < 0.018
     assert 0.015 < _run(wait_s(_Model())) < _RUN_S
+
+
+def test_a_stop_waits_for_no_batch() -> None:
+    """Those who asked have been answered by then, or told to go elsewhere."""
+
+    async def hang(items: Sequence[int], deadline: float) -> Sequence[int]:
+        await asyncio.sleep(1000)
+        return items
+
+    async def close_s() -> float:
+        batcher = Batcher[int, int](hang, max_batch_size=8, batches_in_flight=1)
+        asked = asyncio.create_task(batcher.submit(0, 1000))
+        await asyncio.sleep(1)
+        asked.cancel()
+        began = asyncio.get_running_loop().time()
+        await batcher.close()
+        return asyncio.get_running_loop().time() - began
+
+    assert _run(close_s()) < 1

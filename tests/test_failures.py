@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import socket
@@ -15,9 +16,12 @@ from contextlib import suppress
 from pathlib import Path
 
 import httpx
+import numpy as np
 import pytest
 from conftest import Server, command, is_running, running_server, start_server, until
 from test_reload import add_facts, copy_version
+
+from training.pictures import encode_png
 
 HANG_TIMEOUT_S = 5
 
@@ -120,11 +124,13 @@ class TritonPythonModel(TritonPythonModel):
         self.good_program, self.program = self.program, self.run_or_hang
 
     def run_or_hang(self, pictures):
-        return self.good_program(endless(pictures) if Path({mark!r}).exists() else pictures)
+        results = self.good_program(endless(pictures) if Path({mark!r}).exists() else pictures)
+        results[0][pictures.flatten(1).amin(1) == 255] = torch.nan
+        return results
 """
 
 
-def test_a_model_whose_process_hangs_in_a_run_is_loaded_anew(
+def test_one_picture_without_a_score_fails_alone_and_a_model_that_hangs_in_a_run_is_loaded_anew(
     models: Path, digit_files: list[bytes], tmp_path: Path
 ) -> None:
     mark = tmp_path / "endless"
@@ -136,7 +142,10 @@ def test_a_model_whose_process_hangs_in_a_run_is_loaded_anew(
         def ask(route: str = "classify") -> int:
             return httpx.post(f"{server.url}/{route}", content=digit_files[0], timeout=30).status_code
 
-        assert ask() == 200
+        form = [("image", file) for file in (digit_files[0], encode_png(np.full((32, 32, 3), 255, np.uint8)))]
+        results = httpx.post(f"{server.url}/classify", files=form, timeout=30).json()["results"]
+        assert results[0]["status"] == "ok"
+        assert (results[1]["error"]["status"], results[1]["error"]["code"]) == (502, "triton_error")
         mark.touch()
         assert ask() == 504
         mark.unlink()
@@ -232,6 +241,45 @@ def test_what_does_not_end_before_the_server_must_is_told_to_go_elsewhere(
         assert (answer.status_code, answer.json()["code"]) == (503, "draining")
         assert int(answer.headers["retry-after"]) >= 1
         assert server.process.wait(40) == 0
+
+
+_SLOW = """
+import time
+
+
+class TritonPythonModel(TritonPythonModel):
+    def answer(self, request):
+        time.sleep(0.2 if Path({slow!r}).exists() else 0)
+        return super().answer(request)
+"""
+
+
+def test_what_waits_for_a_version_that_goes_is_answered_by_the_one_before(
+    models: Path, digit_files: list[bytes], tmp_path: Path
+) -> None:
+    """At once, though each batch by itself would look for a Triton that still has it."""
+    slow = tmp_path / "slow"
+    digits = tmp_path / "model_repository" / "digits"
+    shutil.copytree(models / "model_repository" / "digits", digits)
+    for path in (digits / "config.pbtxt", digits / "configs" / "embedded.pbtxt"):
+        path.write_text(re.sub(r"max_batch_size: \d+", "max_batch_size: 1", path.read_text()))
+    add_facts(digits, "2", lambda facts: facts)
+    copy_version(digits, "1", "2")
+    with (digits / "2" / "model.py").open("a") as file:
+        file.write(_SLOW.format(slow=str(slow)))
+    with running_server(tmp_path) as server, ThreadPoolExecutor(60) as pool:
+
+        def ask(_: int) -> tuple[int, str]:
+            answer = httpx.post(f"{server.url}/classify", content=digit_files[0], timeout=60)
+            return answer.status_code, answer.json().get("model", {}).get("version")
+
+        slow.touch()
+        answers = pool.map(ask, range(60))
+        until(lambda: server.metric("tresnet_queue_depth_images") > 50, "they wait")
+        shutil.rmtree(digits / "2")
+        found = list(answers)
+    assert set(found) == {(200, "1"), (200, "2")}
+    assert found.count((200, "1")) > 30
 
 
 def test_workers_share_their_metrics_and_are_replaced(models: Path, digit_files: list[bytes]) -> None:

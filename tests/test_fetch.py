@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Awaitable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 import uvicorn
 from conftest import Server, free_port, until
 
 from app.api import create_app
-from app.fetch import PublicNetwork, is_public, resolve
+from app.body import Body, ImageInput
+from app.errors import ServiceError
+from app.fetch import Fetcher, PublicNetwork, is_public, resolve
+from app.metrics import Metrics
+from app.record import RequestRecord
 from app.settings import Settings
+from app.tracing import Tracing
 
 PUBLIC = "127.0.0.2"
 SIZE_LIMIT = 100_000
@@ -228,6 +236,42 @@ def test_each_failure_has_its_code_and_fails_alone(fetching: Fetching) -> None:
     assert [result["status"] for result in results] == ["ok", "error"]
     assert fetching.code(fetching.at("pictures.example", "/slow"), timeout_ms=500) == "deadline_exceeded"
     assert time.monotonic() - started < 4
+
+
+def test_who_leaves_amid_a_fetch_takes_no_place_along(digit_files: list[bytes]) -> None:
+    """A pool that is shared loses a connection with some of those who leave, until no URL is fetched any more."""
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(ConnectionError, asyncio.IncompleteReadError):
+            await reader.readuntil(b"\r\n\r\n")
+            await asyncio.sleep(0.003)
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 7\r\n\r\npicture")
+            await writer.drain()
+        writer.close()
+
+    async def places_left() -> list[bytes | ServiceError]:
+        site = await asyncio.start_server(answer, PUBLIC, 0)
+        port = site.sockets[0].getsockname()[1]
+        settings = Settings(url_hosts=(f"pictures.example:{port}",), url_schemes=("http",))
+        network = PublicNetwork(Names({"pictures.example": [[PUBLIC]]}), lambda _: True)
+        fetcher = Fetcher(settings, Metrics(0), Tracing(), network)
+        loop, random = asyncio.get_running_loop(), np.random.default_rng(0)
+        urls = {index: f"http://pictures.example:{port}/{index}" for index in range(4)}
+        body = Body([ImageInput(str(index), b"") for index in urls], {}, urls)
+
+        def fill() -> Awaitable[Body]:
+            return fetcher.fill(body, loop.time() + 8, RequestRecord("id"), lambda _: None)
+
+        for _ in range(400):
+            leaving = asyncio.create_task(fill())
+            await asyncio.sleep(0.01 * random.random())
+            leaving.cancel()
+            await asyncio.gather(leaving, return_exceptions=True)
+        filled = await asyncio.gather(*(fill() for _ in range(12)))
+        site.close()
+        return [image.data for body in filled for image in body.images]
+
+    assert asyncio.run(places_left()) == [b"picture"] * 48
 
 
 def test_it_is_off_by_default(server: Server) -> None:
