@@ -70,6 +70,10 @@ async def read_body(request: Request, settings: Settings, take: Callable[[int], 
             "unsupported_media_type",
             f"{media_type!r} is no picture: send its bytes as image/*, as multipart/form-data, or JSON",
         )
+    coding = request.headers.get("content-encoding", "identity")
+    if coding.lower() != "identity":
+        shown = coding[:LONGEST_SHOWN]
+        raise RequestError(415, "unsupported_media_type", f"Content-Encoding {shown!r}: send the body as it is")
     chunks = await _read_chunks(request, settings, take, deadline)
     if not chunks:
         raise RequestError(400, "empty_body", "the body is empty: send a picture")

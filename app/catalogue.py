@@ -112,7 +112,8 @@ class Catalogue:
                 return name
         unsure = task if self.problems else None  # after a start, a default that never came to live stops nobody
         for name in self.defaults:
-            if name in self.known.keys() - self.live_names and self.tasks.get(name, unsure) == task:
+            is_away = name in (self.known.keys() | self.tasks.keys()) - self.live_names
+            if is_away and self.tasks.get(name, unsure) == task:
                 raise UnavailableError("model_not_ready", f"model {name!r} is not ready; try again")
         if not names:
             if self.problems or self.known.keys() - self.live_names:
@@ -142,7 +143,9 @@ class Catalogue:
             )
         if version is not None and version not in versions:
             if version in self.known.get(name, ()):
-                raise UnavailableError("model_not_ready", f"model {name!r} version {version} is not ready; try again")
+                why = self.failed.get((name, version))
+                instead = f": {why}" if why else "; try again"
+                raise UnavailableError("model_not_ready", f"model {name!r} version {version} is not ready{instead}")
             raise RequestError(
                 404,
                 "unknown_version",

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, StringConstraints, ValidationError, field_validator
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from app.cores import usable_cores
@@ -23,8 +24,13 @@ def _split(value: object) -> object:
     return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
 
-_HOST = r"^((\*\.)?[a-z0-9._-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?$"
-Host = Annotated[str, StringConstraints(to_lower=True, pattern=_HOST)]
+def _host(text: str) -> str:
+    if re.fullmatch(r"((\*\.)?[a-z0-9._-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?", text.lower()) is None:
+        raise ValueError(f"{text!r} is no host: NAME, *.SUFFIX or [IPV6], perhaps with :PORT, and no URL")
+    return text.lower()
+
+
+Host = Annotated[str, AfterValidator(_host)]
 Hosts = Annotated[tuple[Host, ...], NoDecode, BeforeValidator(_split)]
 Texts = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
 Schemes = Annotated[tuple[Literal["https", "http"], ...], NoDecode, BeforeValidator(_split), Field(min_length=1)]

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal, TypeAlias, TypedDict, TypeGuard
 
 from client.answers import Problem
@@ -100,9 +100,24 @@ def read_picture(picture: object) -> tuple[Content, str | None]:
         return bytes(picture), None
     source = os.fspath(picture)
     try:
-        return Path(source).read_bytes(), source
+        return _content(source), source
     except OSError as error:
         return Problem(0, "unreadable_file", f"{source}: {error.strerror or error}"), source
+
+
+def _content(source: str | bytes) -> bytes:
+    """What is in the file; an empty pipe that nobody writes to is not waited for, as no signal would end that."""
+
+    def open_at_once(path: str | bytes, flags: int) -> int:
+        return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+    with open(source, "rb", opener=open_at_once) as file:
+        if hasattr(os, "O_NONBLOCK"):
+            os.set_blocking(file.fileno(), True)  # a pipe that somebody writes to is read to its end
+        content = file.read()
+        if not content and stat.S_ISFIFO(os.fstat(file.fileno()).st_mode):
+            raise OSError("a pipe that nobody writes to")
+        return content
 
 
 def one_batch(pictures: Picture | Sequence[Picture]) -> Batch:

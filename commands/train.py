@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -96,7 +97,11 @@ def train(
         chosen = replace(find_recipe(recipe), **{key: value for key, value in changes.items() if value is not None})
         if norm not in NORMS:
             raise UserError(f"--norm takes {', '.join(NORMS)}, not {norm!r}")
+        if not math.isfinite(chosen.learning_rate):
+            raise UserError(f"--learning-rate must be a number, not {learning_rate}")
         where = choose_device(device)
+        if chosen.precision == "fp16" and where.type == "cpu":
+            logging.warning("fp16 is for GPUs: a CPU computes it many times slower than fp32, or bf16 if it has that")
         run = Run(
             recipe=chosen,
             out=out or Path("runs") / recipe,

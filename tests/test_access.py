@@ -198,6 +198,7 @@ def test_tls_by_flags(tmp_path: Path) -> None:
         ({"API_KEY": "tresnet_x"}, "TRESNET_API_KEYS_FILE"),
         ({"TLS_CERTIFICATE": "broken", "TLS_KEY": "broken"}, "TLS"),
         ({"URL_HOSTS": "*"}, "TRESNET_URL_HOSTS"),
+        ({"URL_HOSTS": "https://pictures.example"}, "is no host: NAME, *.SUFFIX or [IPV6], perhaps with :PORT"),
     ],
 )
 def test_what_would_leave_it_open_or_broken_stops_the_start(

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import io
 import itertools
+import os
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -33,7 +35,7 @@ from client import (
     UnreachableError,
 )
 from client.conversation import Pause, Reply, ask
-from client.requests import one_batch
+from client.requests import one_batch, read_picture
 
 ANSWER = {
     "request_id": "r1",
@@ -133,6 +135,19 @@ def test_what_is_no_picture_is_told_with_what_is_one() -> None:
             list(gateway.tag_each("digit.png"))
     with pytest.raises(TypeError, match="bytes or a path"):
         asyncio.run(asynchronously())
+
+
+def test_a_pipe_that_nobody_writes_to_is_not_waited_for(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe.png"
+    os.mkfifo(pipe)
+    with Client("http://127.0.0.1:9") as client, pytest.raises(ClientError, match=r"pipe\.png: a pipe that nobody"):
+        client.classify(pipe)
+    with ThreadPoolExecutor() as pool:
+        writing = pool.submit(pipe.write_bytes, bytes(200_000))
+        time.sleep(0.2)  # it waits for a reader
+        content, _ = read_picture(pipe)
+        writing.result(10)
+    assert content == bytes(200_000)
 
 
 def test_refusals_are_exceptions(server: Server, guarded: Guarded, digit_files: list[bytes]) -> None:

@@ -112,6 +112,7 @@ def test_one_bad_picture_fails_alone(server: Server, digit_files: list[bytes]) -
     [
         ("/classify", b"just some text\n", {}, 422, "undecodable_image"),
         ("/classify", b"just some text\n", {"Content-Type": "text/plain"}, 415, "unsupported_media_type"),
+        ("/classify", b"\x1f\x8b", {"Content-Encoding": "gzip"}, 415, "unsupported_media_type"),
         ("/classify", b"", {}, 400, "empty_body"),
         ("/classify", truncated_jpeg(), {}, 422, "undecodable_image"),
         ("/classify", oversized_png(), {}, 413, "too_many_pixels"),

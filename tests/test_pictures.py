@@ -56,6 +56,23 @@ def test_folders_with_and_without_splits(tmp_path: Path) -> None:
     assert told(found["val"].relabelled(["cat", "dog"])) == [(PNGS[2], ["dog"])]
 
 
+def test_a_folder_beside_the_splits_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for place in ("train/cat/a", "train/dog/b", "eval/dog/c"):
+        write(tmp_path / f"{place}.png", PNGS[0])
+    assert set(open_pictures(str(tmp_path))) == {"train"}
+    assert "not used, as splits are called train, val and test: eval" in caplog.text
+
+
+def test_labels_of_the_splits_are_told_apart_by_name_alone(tmp_path: Path) -> None:
+    for place in ("train/cat/a", "train/dog/b", "val/hund/c", "val/katze/d"):
+        write(tmp_path / f"{place}.png", PNGS[0])
+    pictures = open_pictures(str(tmp_path))
+    with pytest.raises(UserError, match="that the training data does not have: hund, katze; it has cat, dog"):
+        pictures["val"].relabelled(pictures["train"].labels, of="the training data")
+    refused = call_tresnet("train", "transfer", "--data", tmp_path, "--image-size", 32, cwd=tmp_path)
+    assert (refused.returncode, "the training data does not have: hund, katze" in refused.stderr) == (2, True)
+
+
 @pytest.mark.parametrize(
     ("files", "splits"),
     [

@@ -274,6 +274,10 @@ def test_models_come_and_go(server: Server, models: Path, digit_files: list[byte
                 assert asked(preferring.url) == (503, "model_not_ready"), "a model that nobody chose steps in"
                 client.load_model("late")
             until(lambda: asked(preferring.url) == (200, "late"), "the default is back")
+            shutil.rmtree(repository / "late")
+            until(lambda: asked(server.url, model="late") == (404, "unknown_model"), "it is removed")
+            until(lambda: asked(preferring.url) != (200, "late"), "the removal is noticed")
+            assert asked(preferring.url) == (503, "model_not_ready"), "a model that nobody chose steps in"
             assert 'does not hold: elsewhere"' in preferring.log()
         finally:
             for name in ("late", "bad"):

@@ -137,6 +137,14 @@ def test_the_temperature_that_spoiled_the_logits_is_found(task: Any) -> None:
     assert after < 0.03 < before
 
 
+@pytest.mark.parametrize("task", ["classify", "tag"])
+def test_a_dozen_pictures_that_are_all_right_do_not_make_a_model_sure(task: Any) -> None:
+    targets = np.arange(12) % 3
+    logits = (4 * np.eye(3)[targets] - 2).astype(np.float32)
+    tags = np.eye(3, dtype=np.float32)[targets]
+    assert 0.3 < best_temperature(task, logits, tags if task == "tag" else targets) < 1
+
+
 def test_calibration_and_thresholds_travel_with_the_model(tmp_path: Path) -> None:
     path = random_checkpoint(tmp_path / "c.pt", task="tag", labels=list("abc"), size=32, arch="tresnet_s")
     content = torch.load(path, weights_only=True)

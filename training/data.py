@@ -129,7 +129,7 @@ def load_data(
         where = FASHION_FOLDER
     splits = open_pictures(where)
     if recipe.name == "fashion":
-        splits = {name: part.relabelled(FASHION_LABELS) for name, part in splits.items()}
+        splits = {name: part.relabelled(FASHION_LABELS, by_order=True) for name, part in splits.items()}
     if checked_by is not None:
         looked_at = {name: without_bad(part, skip_bad=skip_bad, world=checked_by) for name, part in splits.items()}
         splits = {name: part for name, part in looked_at.items() if len(part)}
@@ -180,7 +180,9 @@ def _three_splits(
                 f"{where}: none of the {len(part)} {name} pictures has a label, so that nothing can be measured on "
                 "them: label some, or give another --seed where they were drawn"
             )
-    return train, val.relabelled(train.labels), test.relabelled(train.labels) if test is not None else None
+    val, test = (part and part.relabelled(train.labels, of="the training data") for part in (val, test))
+    assert val is not None  # noqa: S101  (it was there, or drawn)
+    return train, val, test
 
 
 def _split(pictures: Pictures, share: float, seed: int) -> tuple[Pictures, Pictures]:
@@ -192,7 +194,7 @@ def _split(pictures: Pictures, share: float, seed: int) -> tuple[Pictures, Pictu
     enough = -1 not in classes and min(np.unique(classes, return_counts=True)[1]) >= 2
     can_stratify = enough and smaller >= len(set(classes))
     if smaller >= len(pictures):
-        raise UserError(f"{len(pictures)} labelled picture(s): too few to train on and to hold some out")
+        raise UserError("too few labelled pictures to train on and to hold some out")
     larger, rest = train_test_split(
         np.arange(len(pictures)), test_size=smaller, random_state=seed, stratify=classes if can_stratify else None
     )

@@ -123,7 +123,7 @@ def evaluate_checkpoint(
             raise UserError(f"an image size of {image_size} cannot be: {error.errors()[0]['msg']}") from error
     if pictures is None:
         pictures = without_bad(_held_out(checkpoint, where), skip_bad=skip_bad, world=world)
-    pictures = pictures.relabelled(facts.labels)
+    pictures = pictures.relabelled(facts.labels, by_order=True)
     if not tags and any(len(target) != 1 for target in pictures.targets):
         raise UserError("the data has pictures without a label or with several, and the checkpoint gives one label")
     model = build_model(checkpoint).to(world.device)

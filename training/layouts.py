@@ -102,7 +102,12 @@ def _splits(root: Path) -> dict[str, Path]:
     of_labels = {
         split: folder for split, folder in called.items() if any(any(_pictures(label)) for label in _inside(folder))
     }
-    return of_labels if "train" in of_labels else {}
+    if "train" not in of_labels:
+        return {}
+    left = [folder.name for folder in _inside(root) if folder not in of_labels.values() and any(_pictures(folder))]
+    if left:
+        logger.warning("%s: not used, as splits are called train, val and test: %s", root, ", ".join(left))
+    return of_labels
 
 
 def _inside(root: Path) -> list[Path]:

@@ -63,8 +63,10 @@ class Pictures:
             self.labels, [self.names[i] for i in kept], [self.targets[i] for i in kept], lambda index: read(kept[index])
         )
 
-    def relabelled(self, labels: list[str]) -> Pictures:
-        """With another order of labels.
+    def relabelled(self, labels: list[str], *, of: str = "the checkpoint", by_order: bool = False) -> Pictures:
+        """With the labels ``of`` something else, in their order.
+
+        ``by_order``: if it has as many labels, and none of these, they are other names for the same ones.
 
         Raises:
             UserError: if a picture has a label that is not among ``labels``.
@@ -73,11 +75,12 @@ class Pictures:
             return self
         used = {index for target in self.targets for index in target}
         unknown = sorted({self.labels[index] for index in used} - set(labels))
-        if len(unknown) == len(self.labels) == len(labels):  # ImageNet's folders, say: other names for the same classes
+        if by_order and len(unknown) == len(self.labels) == len(labels):  # ImageNet's folders, say
             logger.info("none of the data's labels is known: taking its %d in their own order", len(labels))
             return replace(self, labels=labels)
         if unknown:
-            raise UserError(f"the data has labels that the checkpoint does not know: {', '.join(unknown[:5])}")
+            names = ", ".join(unknown[:5])
+            raise UserError(f"labels of pictures that {of} does not have: {names}; it has {', '.join(labels[:5])}")
         place = {index: labels.index(self.labels[index]) for index in used}
         return replace(self, labels=labels, targets=[[place[index] for index in target] for target in self.targets])
 

@@ -245,12 +245,19 @@ class Trainer:
             UserError: if it is of a run with other options or other data.
         """
         state = checkpoint.training or {}
-        same = (state.get("recipe"), state.get("pictures")) == (_as_plain(self.recipe), len(self.data.train))
         began_with = state.get("init", self.init)
-        if checkpoint.facts != self.facts or not same or self.init not in (None, began_with):
+        other = [
+            *_differences(state.get("recipe", {}), _as_plain(self.recipe)),
+            *_differences(checkpoint.facts.model_dump(), self.facts.model_dump()),
+            *_differences(
+                {"pictures to train on": state.get("pictures"), "init": began_with},
+                {"pictures to train on": len(self.data.train), "init": self.init or began_with},
+            ),
+        ]
+        if other:
             raise UserError(
-                f"{checkpoint.path} is of a run with other options or data: resume it with the same recipe, seed, "
-                "sizes, initial weights and data"
+                f"{checkpoint.path} is of a run with other options or data; resume it with the same. "
+                f"Of the run, and of now: {'; '.join(dict.fromkeys(other))}"
             )
         self.model.load_state_dict(checkpoint.weights)
         self.optimizer.load_state_dict(state["optimizer"])
@@ -263,6 +270,12 @@ class Trainer:
         self.step, self.best_score = int(state["step"]), float(state["best_score"])
         self.spent_s = float(state["seconds"])
         logger.info("resuming after step %d of %d", self.step, self.steps)
+
+
+def _differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """What is not equal, each with both values, as short as one can read them."""
+    names = [name for name in now if before.get(name) != now[name]]
+    return [f"{name.replace('_', ' ')} {str(before.get(name))[:60]}, {str(now[name])[:60]}" for name in names]
 
 
 def _as_plain(recipe: Recipe) -> dict[str, Any]:

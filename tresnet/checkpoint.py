@@ -108,7 +108,8 @@ def save_checkpoint(
             try:
                 torch.save(content, file)
             except RuntimeError as error:  # torch's zip writer reports a full disk so
-                raise OSError(f"could not write {path}: {error}") from error
+                reason = getattr(error.__context__, "strerror", None) or error
+                raise OSError(f"could not write {path}: {reason}") from error
             file.flush()
             os.fsync(file.fileno())
         Path(temporary).chmod(0o644)
