@@ -91,6 +91,7 @@ def create_app(settings: Settings, *, network: PublicNetwork | None = None) -> F
         lifespan=lifespan,
         docs_url=None,  # app/page.py has one that asks no other site
         redoc_url=None,
+        redirect_slashes=False,  # to where a proxy's clients may not reach
         telemetry={"tracing": False, "metrics": False, "logs": False},  # app/tracing.py has its own, at less cost
     )
     app.add_exception_handler(HTTPException, _http_exception)

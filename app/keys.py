@@ -81,9 +81,10 @@ def parse_keys(path: Path, text: str) -> list[ApiKey]:
                 raise UserError(f"{path}, line {number}: {error}") from None
     if not keys:
         raise UserError(f"{path} holds no API key; `tresnet key NAME` makes one")
-    rates = {(key.name, key.images_per_s) for key in keys}
-    if len(rates) > len({key.name for key in keys}):
-        raise UserError(f"{path}: keys of the same name have different rates")
+    rates: dict[str, float | None] = {}
+    for key in keys:
+        if rates.setdefault(key.name, key.images_per_s) != key.images_per_s:
+            raise UserError(f"{path}: the keys of {key.name!r} have different rates: give all of them the same one")
     return keys
 
 

@@ -26,15 +26,23 @@ def _split(value: object) -> object:
 Labels = Annotated[list[str], BeforeValidator(_split)]
 
 
+def _none_if_empty(value: object) -> object:
+    """As a web form sends a field that nobody filled in."""
+    return None if value == "" else value
+
+
+Name = Annotated[str | None, BeforeValidator(_none_if_empty)]
+
+
 class Parameters(BaseModel):
     """What both routes take."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", coerce_numbers_to_str=True)
 
-    model: str | None = Field(
+    model: Name = Field(
         None, description="The model; by default the only one that fits the route, or the operator's choice."
     )
-    version: str | None = Field(None, description="The model's version; the highest by default.")
+    version: Name = Field(None, description="The model's version; the highest by default.")
     embedding: bool = Field(False, description="Also give the pooled embedding of each picture.")
     explain: bool = Field(False, description="Also give each answered label's heat map: where the network saw it.")
     format: Literal["hf"] | None = Field(None, description="`hf`: answer as Hugging Face image classification does.")

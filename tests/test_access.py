@@ -81,7 +81,7 @@ def test_a_key_that_would_break_the_file_is_not_added(tmp_path: Path) -> None:
     before = keys.read_text()
     refused = run_tresnet("key", "alice", "--add-to", keys, cwd=tmp_path)
     assert refused.returncode == 2
-    assert "keys of the same name have different rates" in refused.stderr
+    assert "have different rates: give all of them the same one" in refused.stderr
     assert not refused.stdout
     assert keys.read_text() == before
 

@@ -206,6 +206,7 @@ def test_data_that_is_none_is_refused_in_one_sentence(tmp_path: Path) -> None:
         assert done.returncode == 2, done.stderr
         expected = "error: 2 training pictures are fewer than a batch" if folder == "few" else f"error: {folder}"
         assert expected in done.stderr, done.stderr
+        assert ("its columns are file, class; wanted: path, and label" in done.stderr) == (folder == "table")
         assert not (tmp_path / f"run-{folder[:4]}").exists()
 
 

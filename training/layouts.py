@@ -135,6 +135,9 @@ def _folders(root: Path) -> Pictures:
 def _table(path: Path) -> dict[str, Pictures]:
     with reading(path):
         rows = _parquet_rows(path) if path.suffix == ".parquet" else _csv_rows(path)
+        if rows and not ("path" in rows[0] and {"label", "labels"} & rows[0].keys()):
+            columns = ", ".join(map(str, rows[0]))
+            raise UserError(f"{path}: its columns are {columns}; wanted: path, and label or labels, split by commas")
         named = [_names(row["labels" if "labels" in row else "label"]) for row in rows]
         paths = [path.parent / str(row["path"]) for row in rows]
     labels = in_order({name for names in named for name in names})
