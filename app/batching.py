@@ -106,7 +106,8 @@ class Batcher(Generic[Item, Result]):
                 self._on_queue_change(-1)
 
     async def close(self) -> None:
-        """End the batches in flight, whose callers have gone."""
+        """End what waits and the batches in flight, whose callers have gone."""
+        self._queue.clear()
         for task in self._running:
             task.cancel()
         await asyncio.gather(*self._running, return_exceptions=True)

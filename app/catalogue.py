@@ -114,6 +114,9 @@ class Catalogue:
         for name in self.defaults:
             is_away = name in (self.known.keys() | self.tasks.keys()) - self.live_names
             if is_away and self.tasks.get(name, unsure) == task:
+                if name not in self.known:
+                    detail = f"model {name!r}, which answers /{task} by default, is gone: name another by 'model'"
+                    raise UnavailableError("model_not_ready", detail)
                 raise UnavailableError("model_not_ready", f"model {name!r} is not ready; try again")
         if not names:
             if self.problems or self.known.keys() - self.live_names:

@@ -116,7 +116,9 @@ class Fetcher:
         until = now + _SHARE_OF_TIME * (deadline - now)
         started = time.perf_counter()
         # A pool of this request alone: what is cancelled may stay in httpcore's pool for good, and goes with it.
-        async with httpcore.AsyncConnectionPool(self._trusted, network_backend=self._network) as pool:
+        async with httpcore.AsyncConnectionPool(
+            self._trusted, max_connections=_MOST_AT_ONCE, network_backend=self._network
+        ) as pool:
             found = await asyncio.gather(*(self._one(pool, url, budget, until) for url in body.urls.values()))
         record.times.fetch = time.perf_counter() - started
         self._tracing.stage(record, "fetch", started, record.times.fetch)

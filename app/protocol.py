@@ -57,6 +57,8 @@ class BoundedHeadProtocol(HttpToolsProtocol):
                 self.send_400_response("Invalid HTTP request received.")
         if self._head_bytes > _MAX_HEAD_BYTES and not self.transport.is_closing():
             self.send_400_response(f"the head of the request has more than {_MAX_HEAD_BYTES:,} bytes")
+        if self._in_head and self._answering is None:  # if only line ends came, which begin no head
+            self._start_timer()
 
     def _feed(self, data: bytes) -> None:
         while data:
@@ -82,7 +84,10 @@ class BoundedHeadProtocol(HttpToolsProtocol):
         return head + headers + b"\r\n" + rest
 
     def send_400_response(self, msg: str) -> None:
-        """A problem document, as whatever else is refused; no application has seen the request."""
+        """A problem document, as whatever else is refused; none where it would be read as the answer before it."""
+        if self._answering is not None and (self._in_head or self._answering.response_started):
+            self.transport.close()
+            return
         error = RequestError(400, "malformed_request", msg)
         content = orjson.dumps(problem(error, instance="", request_id=uuid.uuid4().hex))
         head = b"HTTP/1.1 400 Bad Request\r\ncontent-type: application/problem+json\r\nconnection: close\r\n"

@@ -47,12 +47,12 @@ class SharedRegions:
         self._free: dict[int, list[Region]] = {}
         self._is_refused = False
 
-    async def borrow(self, size: int, timeout_s: float) -> Region | None:
-        """A region of ``size`` bytes for one batch, or None if Triton does not take any, or not within the time."""
+    async def borrow(self, size: int) -> Region | None:
+        """A region of ``size`` bytes for one batch, or None if Triton does not take any."""
         if self._is_refused:
             return None
         free = self._free.setdefault(size, [])
-        return free.pop() if free else await self._register(size, min(timeout_s, _TIMEOUT_S))
+        return free.pop() if free else await self._register(size)
 
     def give_back(self, region: Region) -> None:
         self._free.setdefault(region.pixels.nbytes, []).append(region)
@@ -74,7 +74,7 @@ class SharedRegions:
             for region in regions:
                 await self._unregister(region.name)
 
-    async def _register(self, size: int, timeout_s: float) -> Region | None:
+    async def _register(self, size: int) -> Region | None:
         name = f"{_PREFIX}{os.getpid()}-{uuid.uuid4().hex}"
         path = _FOLDER / name
         try:
@@ -83,7 +83,7 @@ class SharedRegions:
                 os.posix_fallocate(descriptor, 0, size)  # a full /dev/shm is an error now, not a SIGBUS later
                 memory = mmap.mmap(descriptor, size)
                 request = pb.SystemSharedMemoryRegisterRequest(name=name, key=f"/{name}", byte_size=size)
-                await self._stub.SystemSharedMemoryRegister(request, timeout=timeout_s)
+                await self._stub.SystemSharedMemoryRegister(request, timeout=_TIMEOUT_S)
             finally:
                 os.close(descriptor)
                 path.unlink()

@@ -235,7 +235,7 @@ class TritonClient:
             )
             return answer
 
-        region = await self._regions.borrow(size, timeout_s) if self._regions is not None else None
+        region = await self._regions.borrow(size) if self._regions is not None else None
         if self._regions is not None and region is not None:
             _write(request, pictures, region)
             try:

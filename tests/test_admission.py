@@ -218,7 +218,7 @@ def test_a_dribbled_head_and_an_endless_one_are_cut_off(small_server: Server) ->
             client.sendall(b"x" * 65536)
 
 
-def test_trailers_are_no_headers_and_are_not_kept(guarded: Guarded, digit_files: list[bytes]) -> None:
+def test_trailers_are_no_headers_and_are_not_kept(guarded: Guarded) -> None:
     with connected(guarded, length=None) as client:
         client.sendall(b"1\r\nx\r\n0\r\n")
         client.sendall(f"X-API-Key: {guarded.key}\r\nX-Request-ID: trailing\r\nConnection: close\r\n\r\n".encode())
@@ -263,6 +263,34 @@ def test_few_requests_of_a_connection_wait(small_server: Server, digit_files: li
     with triton_stopped(small_server), connected(small_server, length=len(digit_files[0])) as client:
         client.sendall(digit_files[0] + waiting)
         client.settimeout(5)
+        assert client.recv(1) == b""
+
+
+def test_nothing_is_written_into_an_answer(server: Server) -> None:
+    host, port = server.url.removeprefix("http://").split(":")
+    whole = httpx.get(f"{server.url}/page/swagger-ui-bundle.js", headers={"Accept-Encoding": "identity"}).content
+    with socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.connect((host, int(port)))
+        client.settimeout(30)
+        client.sendall(8 * b"GET /page/swagger-ui-bundle.js HTTP/1.1\r\nHost: a\r\n\r\n")
+        time.sleep(1)  # the network is full, and an answer under way
+        client.sendall(b"no request\r\n\r\n")
+        received = b""
+        with suppress(ConnectionResetError):
+            while part := client.recv(65536):
+                received += part
+    assert received.count(b"HTTP/1.1 200 OK\r\n") >= 1
+    assert b"HTTP/1.1 400" not in received
+    assert received.count(whole) >= 1
+
+
+def test_line_ends_alone_keep_no_connection(small_server: Server) -> None:
+    host, port = small_server.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=40) as client:
+        client.sendall(b"GET /livez HTTP/1.1\r\nHost: a\r\n\r\n")
+        assert client.recv(65536).startswith(b"HTTP/1.1 200")
+        client.sendall(b"\r\n")
         assert client.recv(1) == b""
 
 

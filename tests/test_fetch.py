@@ -238,7 +238,7 @@ def test_each_failure_has_its_code_and_fails_alone(fetching: Fetching) -> None:
     assert time.monotonic() - started < 4
 
 
-def test_who_leaves_amid_a_fetch_takes_no_place_along(digit_files: list[bytes]) -> None:
+def test_who_leaves_amid_a_fetch_takes_no_place_along() -> None:
     """A pool that is shared loses a connection with some of those who leave, until no URL is fetched any more."""
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -272,6 +272,15 @@ def test_who_leaves_amid_a_fetch_takes_no_place_along(digit_files: list[bytes]) 
         return [image.data for body in filled for image in body.images]
 
     assert asyncio.run(places_left()) == [b"picture"] * 48
+
+
+def test_pictures_of_one_request_are_fetched_side_by_side(fetching: Fetching) -> None:
+    started = time.monotonic()
+    paths = [*["/slow"] * 30, "/picture"]
+    *slow, quick = fetching.ask(*(fetching.at("pictures.example", path) for path in paths))
+    assert [result["error"]["code"] for result in slow] == ["url_unreachable"] * 30
+    assert quick["status"] == "ok"
+    assert time.monotonic() - started < 9, "each takes 5 s"
 
 
 def test_it_is_off_by_default(server: Server) -> None:

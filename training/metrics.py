@@ -101,14 +101,14 @@ def _between(below: float, score: float) -> float:
 def best_temperature(task: Task, logits: Logits, targets: npt.NDArray[Any]) -> float:
     """What to divide logits by so that scores are probabilities: the least negative log-likelihood (Guo et al., 2017).
 
-    ``targets`` are ``int64 [N]`` classes or 0/1 ``[N, C]``. A prior holds it near 1 where there are few: a dozen
-    pictures that are all right would have every score be 1. It weighs as much as they do together (log-normal, σ = 1).
+    ``targets`` are ``int64 [N]`` classes or 0/1 ``[N, C]``. A prior (log-normal, σ = 1) holds it near 1 where there are
+    few of them: a dozen pictures that are all right would have every score be 1.
     """
     exact = logits.astype(np.float64)
 
     def loss(log_temperature: float) -> float:
         scaled = exact / np.exp(log_temperature)
-        prior = 0.5 * log_temperature**2 / len(targets)
+        prior = 0.5 * log_temperature**2 / targets.size
         if task == "classify":
             return prior - float(log_softmax(scaled, axis=1)[np.arange(len(targets)), targets].mean())
         return prior + float((np.logaddexp(0.0, scaled) - scaled * targets).mean())

@@ -274,8 +274,8 @@ class Trainer:
 
 def _differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """What is not equal, each with both values, as short as one can read them."""
-    names = [name for name in now if before.get(name) != now[name]]
-    return [f"{name.replace('_', ' ')} {str(before.get(name))[:60]}, {str(now[name])[:60]}" for name in names]
+    names = [name for name in {**now, **before} if before.get(name) != now.get(name)]
+    return [f"{name.replace('_', ' ')} {str(before.get(name))[:60]}, {str(now.get(name))[:60]}" for name in names]
 
 
 def _as_plain(recipe: Recipe) -> dict[str, Any]:
