@@ -286,12 +286,11 @@ def test_nothing_is_written_into_an_answer(server: Server) -> None:
 
 
 def test_line_ends_alone_keep_no_connection(small_server: Server) -> None:
-    host, port = small_server.url.removeprefix("http://").split(":")
-    with socket.create_connection((host, int(port)), timeout=40) as client:
-        client.sendall(b"GET /livez HTTP/1.1\r\nHost: a\r\n\r\n")
-        assert client.recv(65536).startswith(b"HTTP/1.1 200")
-        client.sendall(b"\r\n")
-        assert client.recv(1) == b""
+    with closing(HTTPConnection(small_server.url.removeprefix("http://"), timeout=40)) as client:
+        client.request("GET", "/livez")
+        assert client.getresponse().read()
+        client.sock.sendall(b"\r\n")
+        assert client.sock.recv(1) == b""
 
 
 def test_a_head_behind_a_long_answer_has_its_time(server: Server) -> None:
@@ -351,6 +350,10 @@ def test_what_a_request_names_costs_no_more_than_its_bytes(small_server: Server)
         headers = {"Content-Type": f"multipart/form-data; boundary=b; {charset}"}
         answer = httpx.post(f"{small_server.url}/classify", content=field, headers=headers, timeout=120)
         assert (answer.status_code, answer.json()["code"]) == (400, "malformed_request")
+        short = field.replace(b"A" * (MAX_BODY - 200), b"A" * 50_000)
+        answer = httpx.post(f"{small_server.url}/classify", content=short, headers=headers, timeout=120)
+        assert (answer.status_code, answer.json()["code"]) == (400, "missing_image")
+        assert "but 'a'" in answer.json()["detail"], "its name is read by no codec but UTF-8"
     assert time.monotonic() - started < 5
 
 
