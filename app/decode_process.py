@@ -7,7 +7,6 @@ picture's size; or a message with what is wrong with it.
 
 from __future__ import annotations
 
-import ctypes
 import functools
 import os
 import resource
@@ -17,6 +16,7 @@ import struct
 import sys
 from pathlib import Path
 
+from app.parent import end_with_parent
 from tresnet.picture import PictureError, Preprocessing, TooManyPixelsError, prepare
 
 REQUEST = struct.Struct("<Q")
@@ -25,7 +25,6 @@ ANSWER = struct.Struct("<cII")
 """Kind, and the upright picture's width and height; the fault's message follows."""
 READY, PREPARED, UNDECODABLE, TOO_MANY_PIXELS = b"r", b"p", b"u", b"t"
 MESSAGE_BYTES = 16 * 1024
-_PR_SET_PDEATHSIG = 1
 _SPARE_BYTES = 256 * 2**20
 _BYTES_A_PIXEL = 32
 """What decoding takes at most, over all modes: see the tests."""
@@ -64,7 +63,7 @@ def _limit_memory(max_pixels: int) -> None:
 
 def main(connection: socket.socket, memory: int, max_pixels: int) -> None:
     """Answer until the other side goes away."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # amid a picture it would see no other side going away
+    end_with_parent(signal.SIGKILL)  # amid a picture it would see no other side going away
     os.nice(_NICENESS)
     _limit_memory(max_pixels)
     connection.send(ANSWER.pack(READY, 0, 0))

@@ -14,7 +14,7 @@ from starlette.datastructures import Headers
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.errors import OverloadError, ServiceError, UnavailableError, problem
+from app.errors import ServiceError, UnavailableError, problem
 from app.logs import log_request
 from app.metrics import Metrics
 from app.record import RequestRecord
@@ -68,7 +68,7 @@ class RequestFrame:
         except ServiceError as error:
             error.forget_frames()
             record.code = error.code
-            if isinstance(error, OverloadError) or error.code in _COUNTED_AS_REJECTED:
+            if error.code in _COUNTED_AS_REJECTED:
                 self.metrics.rejected.labels(error.code).inc()
             await problem_response(error, scope["path"], record.request_id)(scope, receive, send_framed)
         except asyncio.CancelledError:  # by the server, which stops and has waited for as long as it may

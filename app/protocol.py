@@ -57,7 +57,7 @@ class BoundedHeadProtocol(HttpToolsProtocol):
                 self.send_400_response("Invalid HTTP request received.")
         if self._head_bytes > _MAX_HEAD_BYTES and not self.transport.is_closing():
             self.send_400_response(f"the head of the request has more than {_MAX_HEAD_BYTES:,} bytes")
-        if self._in_head and self._answering is None:  # if only line ends came, which begin no head
+        if self._in_head and self._answering is None:  # behind another request, nobody hurries a head
             self._start_timer()
 
     def _feed(self, data: bytes) -> None:
@@ -97,8 +97,6 @@ class BoundedHeadProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self._head_has_begun = True
-        if self._answering is None:  # else nobody hurries the next one
-            self._start_timer()
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if self._in_head:  # a trailer, which may follow a body, is none

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import functools
 import gc
 import os
@@ -23,6 +22,7 @@ from app.freed_memory import keep_freed_memory
 from app.keys import read_keys
 from app.logs import configure_logging
 from app.metrics import MULTIPROCESS_DIR
+from app.parent import end_with_parent
 from app.port import check_port
 from app.protocol import BoundedHeadProtocol
 from app.settings import Settings
@@ -30,7 +30,6 @@ from app.temporary_folder import temporary_folder
 from app.tracing import create_tracing, triton_trace_options
 from tresnet.errors import UserError
 
-_PR_SET_PDEATHSIG = 1
 _ENOUGH_DESCRIPTORS = 2**16
 _WORKER_HEALTHCHECK_S = 15
 _OBJECTS_PER_COLLECTION = 20_000
@@ -96,7 +95,7 @@ def build_app(settings: Settings, parent: int) -> FastAPI:
     """The application in the process that serves it: ``parent`` itself, or one of its workers."""
     if os.getpid() != parent:
         configure_logging(settings.log_format, settings.log_level)
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)  # no worker outlives a parent that was killed
+        end_with_parent(signal.SIGTERM)
     keep_freed_memory()
     app = create_app(settings)
     # What is there by now stays. To look through it for cycles held up every request for 30 ms, once in a thousand.

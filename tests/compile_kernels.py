@@ -26,7 +26,7 @@ CONSTANTS: dict[str, dict[str, Any]] = {
     "_input_gradient_kernel": {"ACTIVATES": True, **TILE},
     "_add_relu_kernel": {"ELEMENTS": 4096},
 }
-WARPS = {"_moments_kernel": 8, "_gradient_sums_kernel": 8, "_input_gradient_kernel": 8}
+WARPS = dict.fromkeys(("_moments_kernel", "_gradient_sums_kernel", "_input_gradient_kernel"), kernels._WARPS)
 ACTIVATIONS = ("x", "y", "a", "b", "grad", "grad_x")
 NUMBERS = {"rows": "i32", "channels": "i32", "parts": "i32", "steps": "i32", "elements": "i32"} | dict.fromkeys(
     ("momentum", "eps", "slope"), "fp32"
