@@ -1,10 +1,9 @@
-"""The HTTP side: routes, headers, problem documents. What happens to a picture is in :mod:`app.pipeline`."""
+"""The HTTP side: routes, headers, problem documents. What happens to a request is in :mod:`app.pipeline`."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -23,12 +22,12 @@ import tresnet
 from app.access import KeyGate
 from app.admission import Admission
 from app.answer_cache import AnswerCache
-from app.body import explained, read_body
+from app.batch_run import BatchRuns
 from app.catalogue import Catalogue, ServedModel
 from app.decoder import Decoder
-from app.departure import UnreadBodies, cancelled_if_client_leaves
+from app.departure import UnreadBodies
 from app.draining import CloseConnections, Draining
-from app.errors import RequestError, UnavailableError, bad_parameter
+from app.errors import DrainingError, ModelNotReadyError, RequestError, TritonAwayError
 from app.fetch import Fetcher, PublicNetwork
 from app.frame import RequestFrame, problem_response
 from app.keys import KeyRing
@@ -37,13 +36,12 @@ from app.metrics import Metrics
 from app.model_watch import ModelWatch
 from app.openapi import LIVE, METRICS, MODEL, MODEL_PARAMETERS, MODELS, READY, answers, complete, question
 from app.page import add_pages
-from app.parameters import ClassifyParameters, Parameters, TagParameters, read_parameters
-from app.pipeline import Answer, Gateway, answer
+from app.parameters import ClassifyParameters, TagParameters
+from app.pipeline import Answer, Gateway, ask
 from app.record import RequestRecord
 from app.settings import Settings
 from app.tracing import create_tracing
 from app.triton import TritonClient
-from tresnet.terms import Task
 
 logger = logging.getLogger(__name__)
 
@@ -63,12 +61,13 @@ def create_app(settings: Settings, *, network: PublicNetwork | None = None) -> F
     )
     tracing = create_tracing(settings)
     catalogue = Catalogue(settings.default_models)
-    watch = ModelWatch(triton, decoder, settings, metrics, tracing, catalogue)
+    runs = BatchRuns(triton, catalogue, metrics, tracing)
+    watch = ModelWatch(triton, decoder, settings, metrics, catalogue, runs)
     admission = Admission(settings.max_queue_images, settings.max_queue_bytes, settings.overload_status)
     keys = KeyRing(Path(settings.api_keys_file) if settings.api_keys_file else None, metrics)
     cache = AnswerCache(settings.answer_cache_bytes, metrics)
-    gateway = Gateway(settings, metrics, catalogue, decoder, admission, cache, keys, tracing)
     fetcher = Fetcher(settings, metrics, tracing, network or PublicNetwork())
+    gateway = Gateway(settings, metrics, catalogue, decoder, admission, cache, keys, tracing, fetcher, draining)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -95,21 +94,21 @@ def create_app(settings: Settings, *, network: PublicNetwork | None = None) -> F
         telemetry={"tracing": False, "metrics": False, "logs": False},  # app/tracing.py has its own, at less cost
     )
     app.add_exception_handler(HTTPException, _http_exception)
-    _add_answer_routes(app, gateway, draining, fetcher)
-    _add_state_routes(app, gateway, draining)
+    _add_answer_routes(app, gateway)
+    _add_state_routes(app, gateway)
     add_pages(app)
     complete(app, wants_keys=settings.api_keys_file is not None)
-    _add_layers(app, gateway, draining)
+    _add_layers(app, gateway)
     return app
 
 
-def _add_layers(app: FastAPI, gateway: Gateway, draining: Draining) -> None:
+def _add_layers(app: FastAPI, gateway: Gateway) -> None:
     """From the innermost to the outermost."""
     if gateway.settings.api_keys_file:
         app.add_middleware(KeyGate, keys=gateway.keys)
     routes = frozenset(route.path for route in app.routes if isinstance(route, Route))
     app.add_middleware(RequestFrame, metrics=gateway.metrics, tracing=gateway.tracing, routes=routes)
-    app.add_middleware(CloseConnections, draining=draining)
+    app.add_middleware(CloseConnections, draining=gateway.draining)
     if gateway.settings.cors_origins:
         # Outside of the frame, so that a page may read errors, too. A preflight brings no key and needs none.
         app.add_middleware(
@@ -122,39 +121,14 @@ def _add_layers(app: FastAPI, gateway: Gateway, draining: Draining) -> None:
     app.add_middleware(UnreadBodies)
 
 
-def _add_answer_routes(app: FastAPI, gateway: Gateway, draining: Draining, fetcher: Fetcher) -> None:
-    async def handle(request: Request, task: Task, kind: type[Parameters]) -> Response:
-        if draining.refuses:
-            raise UnavailableError("draining", "this server is shutting down; try again")
-        record: RequestRecord = request.state.record
-        gateway.keys.take(record.key, 0)  # before the body costs anything
-        deadline = asyncio.get_running_loop().time() + _timeout_s(request, gateway.settings)
-        gateway.admission.check()
-        with gateway.admission.hold_bytes() as take:
-            body = await read_body(request, gateway.settings, take, deadline)
-            record.images = len(body.images)
-            gateway.keys.take(record.key, record.images)
-            parameters = read_parameters(kind, request.query_params, body.parameters)
-            async with cancelled_if_client_leaves(request):
-                if body.urls:
-                    body = await fetcher.fill(body, deadline, record, take)
-                try:
-                    found = await answer(gateway, task, body, parameters, deadline=deadline, record=record)
-                except RequestError as error:
-                    raise explained(error, body) from error
-        document: Any = _as_hf(found) if parameters.format == "hf" else _document(record.request_id, found)
-        content, headers = orjson.dumps(document), {"Server-Timing": record.times.header()}
-        if len(content) > PIECE_BYTES:
-            return LargeAnswer(content, gateway.admission, headers)
-        return Response(content, media_type="application/json", headers=headers)
-
+def _add_answer_routes(app: FastAPI, gateway: Gateway) -> None:
     @app.post(
         "/classify", summary="The picture's label", operation_id="classify", tags=["Ask"],
         responses=answers("classify"), openapi_extra=question("classify", ClassifyParameters),
     )  # fmt: skip
     async def classify(request: Request) -> Response:
         """One label wins: the best `top_k` labels of each picture, with their scores."""
-        return await handle(request, "classify", ClassifyParameters)
+        return _answered(gateway, request, await ask(gateway, request, "classify", ClassifyParameters))
 
     @app.post(
         "/tag", summary="The picture's tags", operation_id="tag", tags=["Ask"], responses=answers("tag"),
@@ -162,10 +136,10 @@ def _add_answer_routes(app: FastAPI, gateway: Gateway, draining: Draining, fetch
     )  # fmt: skip
     async def tag(request: Request) -> Response:
         """Each label by itself: those whose score reaches their threshold, best first."""
-        return await handle(request, "tag", TagParameters)
+        return _answered(gateway, request, await ask(gateway, request, "tag", TagParameters))
 
 
-def _add_state_routes(app: FastAPI, gateway: Gateway, draining: Draining) -> None:
+def _add_state_routes(app: FastAPI, gateway: Gateway) -> None:
     catalogue = gateway.catalogue
 
     @app.get(
@@ -192,11 +166,11 @@ def _add_state_routes(app: FastAPI, gateway: Gateway, draining: Draining) -> Non
     @app.get("/readyz", summary="Every served model answers", operation_id="ready", tags=["State"], responses=READY)
     @app.get("/v2/health/ready", include_in_schema=False)
     async def readyz() -> Response:
-        if draining.has_begun:
-            raise UnavailableError("draining", "this server is shutting down")
+        if gateway.draining.has_begun:
+            raise DrainingError
         if not catalogue.is_ready:
-            code = "model_not_ready" if catalogue.triton_is_up else "triton_unavailable"
-            raise UnavailableError(code, "; ".join(catalogue.problems) or "no model is ready")
+            why = ModelNotReadyError if catalogue.triton_is_up else TritonAwayError
+            raise why("; ".join(catalogue.problems) or "no model is ready")
         failed = [
             {"model": name, "version": version, "reason": reason}
             for (name, version), reason in sorted(catalogue.failed.items())
@@ -211,13 +185,13 @@ def _add_state_routes(app: FastAPI, gateway: Gateway, draining: Draining) -> Non
         return Response(gateway.metrics.render(), media_type=CONTENT_TYPE_LATEST)
 
 
-def _timeout_s(request: Request, settings: Settings) -> float:
-    given = request.headers.get("x-request-timeout-ms")
-    if given is None:
-        return settings.request_timeout_ms / 1000
-    if not re.fullmatch(r"[0-9]{1,15}", given) or int(given) < 1:
-        raise bad_parameter("X-Request-Timeout-Ms must be a whole number of milliseconds above 0")
-    return min(int(given), settings.request_timeout_ms) / 1000
+def _answered(gateway: Gateway, request: Request, found: Answer) -> Response:
+    record: RequestRecord = request.state.record
+    document: Any = _as_hf(found) if found.parameters.format == "hf" else _document(record.request_id, found)
+    content, headers = orjson.dumps(document), {"Server-Timing": record.times.header()}
+    if len(content) > PIECE_BYTES:
+        return LargeAnswer(content, gateway.admission, headers)
+    return Response(content, media_type="application/json", headers=headers)
 
 
 def _described(catalogue: Catalogue, model: ServedModel) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from app.batching import Batcher
-from app.errors import RequestError, ServiceError, UnavailableError, bad_parameter
+from app.errors import ModelNotReadyError, RequestError, ServiceError, TritonAwayError, bad_parameter
 from app.parameters import LONGEST_SHOWN
 from app.triton import Prediction
 from tresnet.contract import ModelContract
@@ -27,7 +27,7 @@ Key = tuple[str, str]
 
 @dataclass(frozen=True)
 class Picture:
-    """A prepared picture on its way to Triton, with the headers that travel along."""
+    """A prepared picture on its way to Triton, and what is asked of it."""
 
     pixels: npt.NDArray[np.uint8]
     traceparent: str | None = None
@@ -82,11 +82,12 @@ class Catalogue:
         """The live model that a request means; without a name, a default or the only one of the route's task.
 
         Raises:
-            UnavailableError: if Triton is away or the model is not live now.
+            TritonAwayError: if none was there at the last look.
+            ModelNotReadyError: if the model is not live now.
             RequestError: 404 for an unknown model or version, 422 for one of the other task or for no choice.
         """
         if not self.triton_is_up:
-            raise UnavailableError("triton_unavailable", "the inference server is away; try again")
+            raise TritonAwayError
         model = self.named(self._default(task) if name is None else name, version)
         if model.contract.task != task:
             raise bad_parameter(f"model {name!r} is for /{model.contract.task}, not for /{task}")
@@ -103,7 +104,7 @@ class Catalogue:
         """The model for a request that names none.
 
         Raises:
-            UnavailableError: if it is not live now; no model steps in that the operator did not choose.
+            ModelNotReadyError: if it is not live now; no model steps in that the operator did not choose.
             RequestError: 404 if no model is of the task, 422 if the choice is the client's.
         """
         names = sorted({model.contract.name for model in self.live.values() if model.contract.task == task})
@@ -116,11 +117,11 @@ class Catalogue:
             if is_away and self.tasks.get(name, unsure) == task:
                 if name not in self.known:
                     detail = f"model {name!r}, which answers /{task} by default, is gone: name another by 'model'"
-                    raise UnavailableError("model_not_ready", detail)
-                raise UnavailableError("model_not_ready", f"model {name!r} is not ready; try again")
+                    raise ModelNotReadyError(detail)
+                raise ModelNotReadyError.of(name)
         if not names:
             if self.problems or self.known.keys() - self.live_names:
-                raise UnavailableError("model_not_ready", f"no model for /{task} is ready; try again")
+                raise ModelNotReadyError(f"no model for /{task} is ready; try again")
             raise RequestError(404, "unknown_model", f"no model for /{task} is served")
         if len(names) > 1:
             raise RequestError(
@@ -132,15 +133,16 @@ class Catalogue:
         """The live model of this name; without a version, the highest.
 
         Raises:
-            UnavailableError: if Triton is away or the model is not live now.
+            TritonAwayError: if none was there at the last look.
+            ModelNotReadyError: if the model is not live now.
             RequestError: 404 for an unknown model or version.
         """
         if not self.triton_is_up:
-            raise UnavailableError("triton_unavailable", "the inference server is away; try again")
+            raise TritonAwayError
         versions = {key[1]: model for key, model in self.live.items() if key[0] == name}
         if not versions:
             if name in self.known:
-                raise UnavailableError("model_not_ready", f"model {name!r} is not ready; try again")
+                raise ModelNotReadyError.of(name)
             raise RequestError(
                 404, "unknown_model", f"there is no model {name[:LONGEST_SHOWN]!r}; {_choice(sorted(self.live_names))}"
             )
@@ -148,7 +150,7 @@ class Catalogue:
             if version in self.known.get(name, ()):
                 why = self.failed.get((name, version))
                 instead = f": {why}" if why else "; try again"
-                raise UnavailableError("model_not_ready", f"model {name!r} version {version} is not ready{instead}")
+                raise ModelNotReadyError(f"model {name!r} version {version} is not ready{instead}")
             raise RequestError(
                 404,
                 "unknown_version",

@@ -5,7 +5,13 @@
 ├── ``UnauthorizedError`` no API key, or a wrong one (401, with WWW-Authenticate)
 ├── ``RateLimitError``    the API key is over its rate (429, with Retry-After)
 ├── ``OverloadError``     too much at once (429 or 503, with Retry-After)
-├── ``TritonError``       Triton is away or answers wrongly (502, 503)
+├── ``UnavailableError``  not now (503, with Retry-After)
+│   ├── ``DrainingError``       the gateway shuts down
+│   ├── ``ModelNotReadyError``  Triton has not loaded the model, or has lost it
+│   ├── ``TritonFullError``     as many as it lets wait are waiting there
+│   └── ``TritonAwayError``     none is reached
+│       └── ``TritonStoppingError``  one is reached that stops
+├── ``TritonAnswerError`` Triton answers wrongly (502)
 └── ``DeadlineError``     out of time (504)
 """
 
@@ -13,6 +19,9 @@ from __future__ import annotations
 
 import math
 from http import HTTPStatus
+
+_SOON_S = 2.0
+"""When to come back to what is not there now."""
 
 
 class ServiceError(Exception):
@@ -35,7 +44,7 @@ class ServiceError(Exception):
     def forget_frames(self) -> None:
         """Let go of the frames that the error came through, once nobody will print them.
 
-        They hold the request's body, and some of them the error: such a circle stays until Python looks for garbage.
+        They hold the request's body, and some of them the error: such a cycle stays until Python looks for garbage.
         """
         self.__traceback__ = self.__cause__ = self.__context__ = None
 
@@ -85,20 +94,53 @@ class OverloadError(ServiceError):
 
 
 class UnavailableError(ServiceError):
-    """Triton is away, a model is not ready, or the gateway drains."""
+    """Not now, and soon again, or by another server."""
 
     status = 503
 
-    def __init__(self, code: str, detail: str, *, retry_after_s: float = 2.0) -> None:
-        super().__init__(detail, retry_after_s=retry_after_s)
-        self.code = code
+    def __init__(self, detail: str) -> None:
+        super().__init__(detail, retry_after_s=_SOON_S)
 
 
-class StoppingError(UnavailableError):
+class DrainingError(UnavailableError):
+    """The gateway shuts down."""
+
+    code = "draining"
+
+    def __init__(self, detail: str = "this server is shutting down; try again") -> None:
+        super().__init__(detail)
+
+
+class ModelNotReadyError(UnavailableError):
+    """Triton has not loaded the model, or has lost it."""
+
+    code = "model_not_ready"
+
+    @classmethod
+    def of(cls, name: str) -> ModelNotReadyError:
+        return cls(f"model {name!r} is not ready; try again")
+
+
+class TritonFullError(UnavailableError):
+    """As many pictures as Triton lets wait are waiting there."""
+
+    code = "queue_full"
+
+
+class TritonAwayError(UnavailableError):
+    """No Triton is reached."""
+
+    code = "triton_unavailable"
+
+    def __init__(self, detail: str = "the inference server is away; try again") -> None:
+        super().__init__(detail)
+
+
+class TritonStoppingError(TritonAwayError):
     """The Triton that was asked is stopping; another may answer."""
 
     def __init__(self) -> None:
-        super().__init__("triton_unavailable", "the inference server is stopping; try again")
+        super().__init__("the inference server is stopping; try again")
 
 
 class TritonAnswerError(ServiceError):

@@ -14,7 +14,7 @@ from starlette.datastructures import Headers
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.errors import ServiceError, UnavailableError, problem
+from app.errors import DrainingError, ServiceError, problem
 from app.logs import log_request
 from app.metrics import Metrics
 from app.record import RequestRecord
@@ -75,7 +75,7 @@ class RequestFrame:
             record.code = "draining"
             if begun:
                 raise
-            late = UnavailableError("draining", "this server has shut down before the answer was there; try again")
+            late = DrainingError("this server has shut down before the answer was there; try again")
             await problem_response(late, scope["path"], record.request_id)(scope, receive, send_framed)
         except Exception:
             record.code = ServiceError.code

@@ -11,22 +11,30 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Coroutine
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from tritonclient.grpc import model_config_pb2 as pb
 
+from app.batch_run import BatchRuns
 from app.batching import Batcher
 from app.catalogue import Catalogue, Key, Picture, ServedModel
 from app.decoder import Decoder
-from app.errors import DeadlineError, ServiceError, TritonAnswerError, UnavailableError
+from app.errors import (
+    DeadlineError,
+    ModelNotReadyError,
+    ServiceError,
+    TritonAnswerError,
+    TritonAwayError,
+    UnavailableError,
+)  # fmt: skip
 from app.metrics import Metrics
 from app.proof import Proof
 from app.readiness import not_ready, read_index
 from app.settings import Settings
-from app.tracing import Tracing
 from app.triton import IndexRow, Prediction, TritonClient
 from app.turns import in_turn
 from tresnet.contract import ContractError, ModelContract, read_contract
@@ -68,20 +76,19 @@ class ModelWatch:
         decoder: Decoder,
         settings: Settings,
         metrics: Metrics,
-        tracing: Tracing,
         catalogue: Catalogue,
+        runs: BatchRuns,
     ) -> None:
         self._triton = triton
         self._decoder = decoder
         self._proof = Proof(triton, decoder)
         self._settings = settings
         self._metrics = metrics
-        self._tracing = tracing
         self._catalogue = catalogue
+        self._runs = runs
         self._watched: dict[Key, _Watched] = {}
         self._served_names: set[str] = set()
         self._missing_defaults: list[str] = []
-        self._calls: set[asyncio.Task[Any]] = set()
         self._wake = asyncio.Event()
         self._needs_new_connection = False
         self._loop_task: asyncio.Task[None] | None = None
@@ -164,11 +171,7 @@ class ModelWatch:
         """None if the model went since the look at the index."""
         try:
             return await self._triton.config(name)
-        except UnavailableError as error:
-            if error.code == "model_not_ready":
-                return None
-            raise
-        except TritonAnswerError:
+        except (ModelNotReadyError, TritonAnswerError):
             return None
 
     def _follow(self, ready: set[Key], configs: dict[str, pb.ModelConfig | None]) -> None:
@@ -268,7 +271,7 @@ class ModelWatch:
         labels = await self._proof.labels(contract)
         await self._proof.golden_picture(contract)
         batcher: Batcher[Picture, Prediction] = Batcher(
-            self._runner(contract),
+            self._runs.of(contract, on_failure=partial(self._suspect, key)),
             max_batch_size=contract.max_batch_size,
             batches_in_flight=self._settings.batches_in_flight or _IN_FLIGHT,
             on_queue_change=self._metrics.queue_depth.inc,
@@ -282,59 +285,12 @@ class ModelWatch:
         contract = self._catalogue.live[key].contract
         await in_turn(lambda: self._proof.golden_picture(contract))
 
-    def _runner(
-        self, contract: ModelContract
-    ) -> Callable[[Sequence[Picture], float], Awaitable[list[Prediction | TritonAnswerError]]]:
-        key = contract.name, contract.version
-
-        async def run(pictures: Sequence[Picture], deadline: float) -> list[Prediction | TritonAnswerError]:
-            if key not in self._catalogue.live:  # it went while they waited
-                raise UnavailableError("model_not_ready", f"model {key[0]!r} is not ready; try again")
-            self._metrics.batch_size.observe(len(pictures))
-            self._metrics.inflight.inc(len(pictures))
-            try:
-                return await in_turn(lambda: self._call(contract, pictures, deadline))
-            except ServiceError as error:
-                self._suspect(key, error)
-                raise
-            finally:
-                self._metrics.inflight.dec(len(pictures))
-
-        return run
-
-    async def _call(
-        self, contract: ModelContract, pictures: Sequence[Picture], deadline: float
-    ) -> list[Prediction | TritonAnswerError]:
-        """One call of Triton; it ends with 503 at once when Triton is lost meanwhile."""
-        if not self._catalogue.triton_is_up:
-            raise _away()
-        with self._tracing.infer([picture.traceparent for picture in pictures]) as traceparent:
-            call = asyncio.create_task(
-                self._triton.infer(
-                    contract,
-                    [picture.pixels for picture in pictures],
-                    max(0.001, deadline - asyncio.get_running_loop().time()),
-                    embedding=any(picture.wants_embedding for picture in pictures),
-                    heat_maps=any(picture.wants_heat_maps for picture in pictures),
-                    headers={"traceparent": traceparent} if traceparent else None,
-                )
-            )
-            self._calls.add(call)
-            call.add_done_callback(self._calls.discard)
-            try:
-                return await call
-            except asyncio.CancelledError:
-                current = asyncio.current_task()
-                if current is not None and current.cancelling():
-                    raise
-                raise _away() from None  # the call alone was cancelled, because Triton is lost
-
     def _suspect(self, key: Key, error: ServiceError) -> None:
         """A call failed: draw the consequence."""
-        if isinstance(error, UnavailableError) and error.code == "triton_unavailable":
+        if isinstance(error, TritonAwayError):
             self._lose_triton(error.detail)
             self._wake.set()
-        elif isinstance(error, UnavailableError) and error.code == "model_not_ready":
+        elif isinstance(error, ModelNotReadyError):
             if key in self._watched:
                 self._forget(key)
                 if key[0] not in self._catalogue.live_names:
@@ -352,16 +308,11 @@ class ModelWatch:
         self._metrics.publish_models(set())
         for key in list(self._watched):
             self._forget(key)
-        for call in self._calls:
-            call.cancel()
+        self._runs.cancel()
 
 
 def _ready(index: list[IndexRow]) -> set[Key]:
     return {(name, version) for name, version, state, _ in index if state == "READY"}
-
-
-def _away() -> UnavailableError:
-    return UnavailableError("triton_unavailable", "the inference server is away; try again")
 
 
 def _contract_or_none(config: pb.ModelConfig, version: str) -> ModelContract | None:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from starlette.datastructures import QueryParams
 
-from app.errors import RequestError
+from app.errors import bad_parameter
 
 LONGEST_SHOWN = 60
 """Characters of a name that somebody made up."""
@@ -78,7 +78,7 @@ def read_parameters(kind: type[P], query: QueryParams, body: dict[str, Any]) -> 
         shown = unknown[:LONGEST_SHOWN]
         nearest = difflib.get_close_matches(shown, kind.model_fields, 1)
         hint = f"did you mean {nearest[0]!r}?" if nearest else f"known are {', '.join(kind.model_fields)}"
-        raise RequestError(422, "bad_parameter", f"unknown parameter {shown!r}; {hint}")
+        raise bad_parameter(f"unknown parameter {shown!r}; {hint}")
     given: dict[str, Any] = {}
     for key in query:
         values = query.getlist(key)
@@ -88,4 +88,4 @@ def read_parameters(kind: type[P], query: QueryParams, body: dict[str, Any]) -> 
     except ValidationError as error:
         fault = error.errors()[0]
         name = ".".join(str(part) for part in fault["loc"])
-        raise RequestError(422, "bad_parameter", f"{name}: {fault['msg']}") from error
+        raise bad_parameter(f"{name}: {fault['msg']}") from error

@@ -1,28 +1,31 @@
-"""The way of a request: parameters → admission → decode → batch → Triton → labels. Read :func:`answer`."""
+"""The way of a request: its head → body → parameters → decode → batch → Triton → labels. Read :func:`ask`."""
 
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
+from starlette.requests import Request
 
 from app.admission import Admission
 from app.answer_cache import AnswerCache, Seen
-from app.body import Body, ImageInput
+from app.body import Body, ImageInput, explained, read_body
 from app.catalogue import Catalogue, Picture, ServedModel
 from app.decoder import Decoder
-from app.errors import DeadlineError, RequestError, ServiceError, UnavailableError
+from app.departure import cancelled_if_client_leaves
+from app.draining import Draining
+from app.errors import DeadlineError, DrainingError, ModelNotReadyError, RequestError, ServiceError, bad_parameter
+from app.fetch import Fetcher
 from app.keys import KeyRing
 from app.metrics import Metrics
-from app.parameters import LONGEST_SHOWN, ClassifyParameters, Parameters, TagParameters
+from app.parameters import Parameters, read_parameters
 from app.record import RequestRecord
+from app.scores import check_parameters, read_scores
 from app.settings import Settings
 from app.tracing import Tracing
-from app.triton import Prediction
 from tresnet.terms import Task
 
 
@@ -38,6 +41,17 @@ class Gateway:
     cache: AnswerCache
     keys: KeyRing
     tracing: Tracing
+    fetcher: Fetcher
+    draining: Draining
+
+
+@dataclass(frozen=True)
+class Question:
+    """What a request asks of each of its pictures, until when, and what is noted of it."""
+
+    parameters: Parameters
+    deadline: float  # on the loop's clock, seconds
+    record: RequestRecord
 
 
 @dataclass(frozen=True)
@@ -46,32 +60,60 @@ class Answer:
 
     model: ServedModel
     results: list[dict[str, Any]]
+    parameters: Parameters
 
 
-async def answer(
-    gateway: Gateway,
-    task: Task,
-    body: Body,
-    parameters: Parameters,
-    *,
-    deadline: float,
-    record: RequestRecord,
-) -> Answer:
+async def ask(gateway: Gateway, request: Request, task: Task, kind: type[Parameters]) -> Answer:
+    """Take a request in, and answer it.
+
+    Raises:
+        ServiceError: if it cannot be taken, or if every picture failed (the first one's error).
+    """
+    if gateway.draining.refuses:
+        raise DrainingError
+    record: RequestRecord = request.state.record
+    gateway.keys.take(record.key, 0)  # before the body costs anything
+    deadline = asyncio.get_running_loop().time() + _timeout_s(request, gateway.settings)
+    gateway.admission.check()
+    with gateway.admission.hold_bytes() as take:
+        body = await read_body(request, gateway.settings, take, deadline)
+        record.images = len(body.images)
+        gateway.keys.take(record.key, record.images)
+        parameters = read_parameters(kind, request.query_params, body.parameters)
+        async with cancelled_if_client_leaves(request):
+            if body.urls:
+                body = await gateway.fetcher.fill(body, deadline, record, take)
+            try:
+                return await _answer(gateway, task, body, Question(parameters, deadline, record))
+            except RequestError as error:
+                raise explained(error, body) from error
+
+
+def _timeout_s(request: Request, settings: Settings) -> float:
+    given = request.headers.get("x-request-timeout-ms")
+    if given is None:
+        return settings.request_timeout_ms / 1000
+    if not re.fullmatch(r"[0-9]{1,15}", given) or int(given) < 1:
+        raise bad_parameter("X-Request-Timeout-Ms must be a whole number of milliseconds above 0")
+    return min(int(given), settings.request_timeout_ms) / 1000
+
+
+async def _answer(gateway: Gateway, task: Task, body: Body, question: Question) -> Answer:
     """Answer every picture of ``body``; one that fails fails alone.
 
     Raises:
         ServiceError: if the request cannot be taken, or if every picture failed (the first one's error).
     """
+    parameters, record = question.parameters, question.record
     with gateway.admission.admit(len(body.images)):
         while True:
             model = gateway.catalogue.find(task, parameters.model, parameters.version)
             record.model, record.version = model.contract.name, model.contract.version
             check_parameters(model, parameters)
             outcomes = await asyncio.gather(
-                *(_one(gateway, model, image, parameters, deadline, record) for image in body.images),
-                return_exceptions=True,
+                *(_one(gateway, model, image, question) for image in body.images), return_exceptions=True
             )
-            if not any(_is_gone(outcome) for outcome in outcomes):
+            if not any(isinstance(outcome, ModelNotReadyError) for outcome in outcomes):
                 break
             # The version was taken out meanwhile: another may serve, and if none does, find() says so.
     results: list[dict[str, Any]] = []
@@ -90,28 +132,18 @@ async def answer(
         gateway.metrics.images.labels(f"/{task}", model.contract.name, results[-1]["status"]).inc()
     if first_error and all(result["status"] == "error" for result in results):
         raise first_error
-    return Answer(model, results)
+    return Answer(model, results, parameters)
 
 
-def _is_gone(outcome: dict[str, Any] | BaseException) -> bool:
-    return isinstance(outcome, UnavailableError) and outcome.code == "model_not_ready"
-
-
-async def _one(
-    gateway: Gateway,
-    model: ServedModel,
-    image: ImageInput,
-    parameters: Parameters,
-    deadline: float,
-    record: RequestRecord,
-) -> dict[str, Any]:
+async def _one(gateway: Gateway, model: ServedModel, image: ImageInput, question: Question) -> dict[str, Any]:
     """One picture's whole way."""
+    parameters = question.parameters
     if isinstance(image.data, ServiceError):
         raise image.data
     key = gateway.cache.key(model, image.data, parameters)
     seen = gateway.cache.find(key)
     if seen is None:
-        seen = await _see(gateway, model, image.data, parameters, deadline, record)
+        seen = await _see(gateway, model, image.data, question)
         gateway.cache.keep(key, seen)
     clock = time.perf_counter()
     scores = seen.prediction.scores
@@ -124,23 +156,17 @@ async def _one(
     gateway.metrics.count_prediction(model.contract.name, model.labels[best], float(scores[best]))
     postprocess = time.perf_counter() - clock
     gateway.metrics.stage.labels("postprocess").observe(postprocess)
-    gateway.tracing.stage(record, "postprocess", clock, postprocess)
+    gateway.tracing.stage(question.record, "postprocess", clock, postprocess)
     return result
 
 
-async def _see(
-    gateway: Gateway,
-    model: ServedModel,
-    data: bytes,
-    parameters: Parameters,
-    deadline: float,
-    record: RequestRecord,
-) -> Seen:
+async def _see(gateway: Gateway, model: ServedModel, data: bytes, question: Question) -> Seen:
     """Decode a picture and have the model look at it."""
+    parameters, record = question.parameters, question.record
     clock = time.perf_counter()
     try:
         with model.batcher.expect():
-            async with asyncio.timeout_at(deadline):
+            async with asyncio.timeout_at(question.deadline):
                 prepared = await gateway.decoder(data, model.contract.preprocessing)
     except TimeoutError:
         raise DeadlineError from None
@@ -148,73 +174,9 @@ async def _see(
     gateway.tracing.stage(record, "decode", clock, decode)
     clock = time.perf_counter()
     picture = Picture(prepared.pixels, record.traceparent, parameters.embedding, parameters.explain)
-    prediction, queue, infer = await model.batcher.submit(picture, deadline)
+    prediction, queue, infer = await model.batcher.submit(picture, question.deadline)
     gateway.tracing.stage(record, "queue", clock, queue)
     for name, seconds in (("decode", decode), ("queue", queue), ("infer", infer)):
         gateway.metrics.stage.labels(name).observe(seconds)
         record.times.raise_to(name, seconds)
     return Seen(prepared.width, prepared.height, prediction)
-
-
-def check_parameters(model: ServedModel, parameters: Parameters) -> None:
-    """Raise 422 if the parameters ask for heat maps that the model does not give, or name a label that it has not."""
-    if parameters.explain and model.contract.heat_maps is None:
-        detail = f"model {model.contract.name!r} gives no heat maps, so explain must be false"
-        raise RequestError(422, "bad_parameter", detail)
-    if not isinstance(parameters, TagParameters):
-        return
-    named = [*(parameters.include_labels or []), *(parameters.exclude_labels or [])]
-    unknown = sorted(set(named) - set(model.labels)) if named else []
-    if unknown:
-        shown = ", ".join(label[:LONGEST_SHOWN] for label in unknown[:5])
-        raise RequestError(422, "bad_parameter", f"model {model.contract.name!r} has no label {shown}")
-
-
-def read_scores(model: ServedModel, prediction: Prediction, parameters: Parameters) -> dict[str, Any]:
-    """Scores to labels: the best few for ``/classify``, those over their threshold for ``/tag``."""
-    scores = prediction.scores
-    answer: dict[str, Any] = {}
-    if isinstance(parameters, ClassifyParameters):
-        answer["predictions"] = [
-            {"label": model.labels[i], "label_id": int(i), "score": _shown(scores[i])}
-            for i in _highest(scores, parameters.top_k)
-            if scores[i] >= parameters.min_score
-        ]
-    elif isinstance(parameters, TagParameters):
-        answer["tags"] = _tags(model, scores, parameters)
-    if parameters.explain and prediction.heat_maps is not None:
-        for entry in answer.get("predictions", answer.get("tags", [])):
-            heat_map = prediction.heat_maps.get(entry["label_id"])
-            entry["heat_map"] = None if heat_map is None else np.round(heat_map.astype(float), 4).tolist()
-    if parameters.embedding and prediction.embedding is not None:
-        answer["embedding"] = prediction.embedding.tolist()
-    return answer
-
-
-def _shown(score: float) -> float:
-    """To six digits, about what a float32 holds; its further digits as a double would be noise."""
-    return float(f"{score:.6g}")
-
-
-def _sorted(indices: npt.NDArray[np.intp], scores: npt.NDArray[np.float32]) -> npt.NDArray[np.intp]:
-    """``indices`` by their scores, the best first; of equals the first."""
-    return indices[np.argsort(-scores[indices], kind="stable")]
-
-
-def _highest(scores: npt.NDArray[np.float32], count: int) -> npt.NDArray[np.intp]:
-    """Where the ``count`` highest are, in order. To sort thousands of labels would take a millisecond."""
-    count = min(count, len(scores))
-    least = np.partition(scores, -count)[-count]
-    return _sorted(np.flatnonzero(scores >= least), scores)[:count]
-
-
-def _tags(model: ServedModel, scores: npt.NDArray[np.float32], parameters: TagParameters) -> list[dict[str, Any]]:
-    thresholds = model.thresholds if parameters.threshold is None else np.full_like(scores, parameters.threshold)
-    included = None if parameters.include_labels is None else set(parameters.include_labels)
-    excluded = set(parameters.exclude_labels or [])
-    tags = [
-        {"label": model.labels[i], "label_id": int(i), "score": _shown(scores[i]), "threshold": _shown(thresholds[i])}
-        for i in _sorted(np.flatnonzero(scores >= thresholds), scores)
-        if (included is None or model.labels[i] in included) and model.labels[i] not in excluded
-    ]
-    return tags[: parameters.max_tags]

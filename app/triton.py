@@ -18,7 +18,15 @@ from tritonclient.grpc import model_config_pb2, service_pb2_grpc
 from tritonclient.grpc import service_pb2 as pb
 from tritonclient.utils import deserialize_bytes_tensor
 
-from app.errors import DeadlineError, ServiceError, StoppingError, TritonAnswerError, UnavailableError
+from app.errors import (
+    DeadlineError,
+    ModelNotReadyError,
+    ServiceError,
+    TritonAnswerError,
+    TritonAwayError,
+    TritonFullError,
+    TritonStoppingError,
+)  # fmt: skip
 from app.shared_memory import Region, SharedRegions
 from app.triton_url import channel_target, is_this_machine
 from tresnet.contract import EMBEDDING, HEAT_MAPS, INPUT, MAPPED_LABELS, SCORES, ModelContract
@@ -129,7 +137,7 @@ class TritonClient:
         """Raise unless a Triton says that it lives.
 
         Raises:
-            UnavailableError: if none is reached, or the one that was asked is stopping.
+            TritonAwayError: if none is reached, or the one that was asked is stopping.
             DeadlineError: if it does not say anything.
         """
         try:
@@ -137,7 +145,7 @@ class TritonClient:
         except grpc.RpcError as error:
             raise _translate(error) from error
         if not answer.live:
-            raise StoppingError
+            raise TritonStoppingError
 
     async def index(self) -> list[IndexRow]:
         """Every model version in the repository."""
@@ -249,7 +257,7 @@ class TritonClient:
             finally:
                 if region is not None:
                     self._regions.give_back(region)
-        request.raw_input_contents.append(b"".join(picture.tobytes() for picture in pictures))
+        request.raw_input_contents.append(b"".join(picture.data for picture in pictures))
         return await infer()
 
 
@@ -298,13 +306,13 @@ def _translate(error: grpc.RpcError) -> ServiceError:
     if status == grpc.StatusCode.DEADLINE_EXCEEDED or "Request timeout expired" in message:
         return DeadlineError()
     if "xceeds maximum queue size" in message:
-        return UnavailableError("queue_full", "too many pictures are waiting; try again later")
+        return TritonFullError("too many pictures are waiting; try again later")
     is_known = any(words in message for words in ("not ready", "not at ready state"))
     has_died = "Stub process" in message  # the one that runs the model beside the bundled Triton, which starts another
     if has_died or status == grpc.StatusCode.NOT_FOUND or (status == grpc.StatusCode.UNAVAILABLE and is_known):
-        return UnavailableError("model_not_ready", "the model is not ready to answer; try again")
+        return ModelNotReadyError("the model is not ready to answer; try again")
     if status == grpc.StatusCode.CANCELLED or (status == grpc.StatusCode.UNAVAILABLE and "is stopping" in message):
-        return StoppingError()
+        return TritonStoppingError()
     if status == grpc.StatusCode.UNAVAILABLE:
-        return UnavailableError("triton_unavailable", "the inference server cannot be reached; try again")
+        return TritonAwayError("the inference server cannot be reached; try again")
     return TritonAnswerError(f"the inference server could not answer: {message[:200]}")

@@ -11,7 +11,7 @@ import random
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
-from app.errors import StoppingError, UnavailableError
+from app.errors import ModelNotReadyError, TritonAwayError, TritonStoppingError
 
 _PATIENCE_S = 0.7
 """Twenty turns or so; if none answers, there is no other Triton."""
@@ -34,13 +34,12 @@ async def in_turn(call: Callable[[], Awaitable[Answer]]) -> Answer:
     while True:
         try:
             return await call()
-        except UnavailableError as error:
-            if isinstance(error, StoppingError) or error.code == "model_not_ready":
-                gives_up = loop.time() > until
-            else:
-                unreached += 1
-                gives_up = unreached == _ATTEMPTS_UNREACHED or error.code != "triton_unavailable"
-            if gives_up:
+        except (TritonStoppingError, ModelNotReadyError):
+            if loop.time() > until:
+                raise
+        except TritonAwayError:
+            unreached += 1
+            if unreached == _ATTEMPTS_UNREACHED:
                 raise
         pause_s = min(pause_s + _PAUSE_S, _LONGEST_PAUSE_S)
         # At random: in step with other callers, who take turns too, it would meet the same Triton each time.

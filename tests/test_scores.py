@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from app.catalogue import ServedModel
 from app.parameters import ClassifyParameters, TagParameters
-from app.pipeline import read_scores
+from app.scores import read_scores
 from app.triton import Prediction
 
 SCORES = st.lists(st.sampled_from([0.0, 0.25, 0.5, 0.75, 1.0]), min_size=1, max_size=40)
