@@ -73,8 +73,10 @@ ROWS: dict[str, tuple[Panel, ...]] = {
         Panel("Queue time of a request", "Waits inside Triton, behind batches of other gateways.", units.Seconds,
               (("{{model}}", "sum by (model) (rate(nv_inference_queue_duration_us[$__rate_interval])) / 1e6"
                              " / (sum by (model) (rate(nv_inference_request_success[$__rate_interval])) > 0)"),)),
-        Panel("Failed in Triton", "By model.", units.RequestsPerSecond,
-              (("{{model}}", "sum by (model) (rate(nv_inference_request_failure[$__rate_interval]))"),)),
+        Panel("Failed in Triton", "By model and Triton: one that fails alone has a fault of its own.",
+              units.RequestsPerSecond,
+              (("{{model}} {{instance}} {{pod}}",
+                "sum by (model, instance, pod) (rate(nv_inference_request_failure[$__rate_interval]))"),)),
         Panel("GPU", "Empty where Triton runs on the CPU.", units.PercentUnit,
               (("busy {{gpu_uuid}}", "avg by (gpu_uuid) (nv_gpu_utilization)"),
                ("memory {{gpu_uuid}}",
