@@ -16,6 +16,12 @@ from deploy.grafana.dashboard import dashboard_json
 _ROOT = Path(__file__).resolve().parents[1]
 _RULES = _ROOT / "deploy" / "prometheus" / "rules"
 
+RUNBOOK_BASE_URL = ""
+"""What stands before ``docs/runbook.md`` in the cluster's alerts, such as ``https://git.example.com/tresnet/blob/main/``.
+
+Yours to set, for nothing here knows where your copy of the repository is; then `make render`.
+"""
+
 
 def rendered() -> dict[Path, str]:
     """Every made file's path and content."""
@@ -28,6 +34,8 @@ def rendered() -> dict[Path, str]:
 
 def _prometheus_rule() -> str:
     groups = [group for file in sorted(_RULES.glob("*.yml")) for group in yaml.safe_load(file.read_text())["groups"]]
+    for annotations in (rule["annotations"] for group in groups for rule in group["rules"] if "alert" in rule):
+        annotations["runbook_url"] = RUNBOOK_BASE_URL + annotations["runbook_url"]
     rule = {
         "apiVersion": "monitoring.coreos.com/v1",
         "kind": "PrometheusRule",

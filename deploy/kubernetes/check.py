@@ -2,8 +2,9 @@
 
 Enters: rendered manifests, by ``kubectl kustomize``. Leaves: status 0 and a line a file, or 1 and what is wrong. Unlike
 the tools themselves, this fails on a kind that nothing knows, on a custom resource's field that its model lacks, and on
-a gateway that would be killed while it drains, or for the memory that its settings let it take, and on a Triton beside
-it that others could reach.
+a gateway that would be killed while it drains, or for the memory that its settings let it take, on a Triton beside it
+that others could reach, on an object that would land in whichever namespace is the caller's, and on a budget of
+disruptions that lets no pod go.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ _MODELS: dict[str, type[BaseModel]] = {
 # KServe publishes no schema as a package. Its predictor is a pod with these fields more, and is checked as a pod.
 _KSERVE = "serving.kserve.io/v1beta1 InferenceService"
 _KSERVE_FIELDS = {"minReplicas", "maxReplicas"}
+_NEWER = {".spec.fallback.behavior: no such field"}  # KEDA has it since 2.17; the newest models are of 2.16
 _BESIDE_GATEWAY = {"--grpc-address=127.0.0.1", "--allow-http=false", "--allow-metrics=false"}
 """Triton has no authentication: beside a gateway, whose pod is open to everybody, it listens on loopback alone."""
 
@@ -40,16 +42,19 @@ def main() -> int:
     faults = 0
     for folder in sorted(path.parent for path in _HERE.glob("[eo]*/*/kustomization.yaml")):  # examples, overlays
         rendered = subprocess.run(["kubectl", "kustomize", folder], capture_output=True, text=True, check=True).stdout
-        faults += _report(str(folder.relative_to(_HERE)), rendered)
+        faults += _report(str(folder.relative_to(_HERE)), rendered, in_namespace=True)
     for file in sorted((_HERE / "examples").glob("*.yaml")):
         faults += _report(f"examples/{file.name}", file.read_text())
     return 1 if faults else 0
 
 
-def _report(name: str, manifests: str) -> int:
+def _report(name: str, manifests: str, *, in_namespace: bool = False) -> int:
     objects = list(yaml.safe_load_all(manifests))
     faults = [f"{_title(thing)}: {fault}" for thing in objects for fault in faults_of(thing)]
     faults += [fault for thing in objects for fault in _gateway_faults(thing, objects)]
+    faults += [fault for thing in objects for fault in _budget_faults(thing, objects)]
+    if in_namespace:
+        faults += [f"{_title(thing)}: has no namespace" for thing in objects if _lacks_namespace(thing)]
     for fault in faults:
         print(f"{name}: {fault}", file=sys.stderr)
     if not faults:
@@ -83,7 +88,7 @@ def _faults_by_model(model: type[BaseModel], thing: dict[str, Any]) -> list[str]
         known = model.model_validate(thing).model_dump(mode="json", by_alias=True, exclude_unset=True)
     except ValidationError as error:
         return [f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors()]
-    return [f"{path}: no such field" for path in _missing(thing, known)]
+    return [fault for path in _missing(thing, known) if (fault := f"{path}: no such field") not in _NEWER]
 
 
 def _gateway_faults(thing: dict[str, Any], objects: list[dict[str, Any]]) -> list[str]:
@@ -105,6 +110,23 @@ def _gateway_faults(thing: dict[str, Any], objects: list[dict[str, Any]]) -> lis
         variables |= data
     faults += _drain_faults(variables, pod["terminationGracePeriodSeconds"])
     return faults + gateway_memory.faults_of(variables, container["resources"]["limits"]["memory"])
+
+
+def _lacks_namespace(thing: dict[str, Any]) -> bool:
+    return thing["kind"] != "Namespace" and "namespace" not in thing["metadata"]
+
+
+def _budget_faults(thing: dict[str, Any], objects: list[dict[str, Any]]) -> list[str]:
+    """Whether a node could ever be drained: a budget that keeps all pods of a Deployment waits for ever."""
+    if thing["kind"] != "PodDisruptionBudget":
+        return []
+    kept, labels = thing["spec"]["minAvailable"], thing["spec"]["selector"]["matchLabels"]
+    return [
+        f"{_title(thing)}: keeps {kept} of {count} pods, so that no node with one is ever drained"
+        for other in objects
+        if other["kind"] == "Deployment" and other["spec"]["selector"]["matchLabels"] == labels
+        and (count := other["spec"].get("replicas")) is not None and count <= kept
+    ]  # fmt: skip
 
 
 def _drain_faults(variables: dict[str, str], grace_s: int) -> list[str]:
