@@ -34,8 +34,8 @@ def rendered() -> dict[Path, str]:
 
 def _prometheus_rule() -> str:
     groups = [group for file in sorted(_RULES.glob("*.yml")) for group in yaml.safe_load(file.read_text())["groups"]]
-    for annotations in (rule["annotations"] for group in groups for rule in group["rules"] if "alert" in rule):
-        annotations["runbook_url"] = RUNBOOK_BASE_URL + annotations["runbook_url"]
+    for alert in (rule for group in groups for rule in group["rules"] if "alert" in rule):
+        alert["annotations"]["runbook_url"] = RUNBOOK_BASE_URL + alert["annotations"]["runbook_url"]
     rule = {
         "apiVersion": "monitoring.coreos.com/v1",
         "kind": "PrometheusRule",
