@@ -1,10 +1,12 @@
 """Whether a gateway's limit on memory holds the most that its settings let in: beyond it the kernel kills.
 
-``python deploy/gateway_memory.py`` looks at docker-compose.yml; ``deploy/kubernetes/check.py`` asks for its manifests.
+``python deploy/gateway_memory.py`` looks at docker-compose.yml, and whether .env and docs/operations.md give the
+numbers that come out here; ``deploy/kubernetes/check.py`` asks for its manifests.
 """
 
 from __future__ import annotations
 
+import math
 import re
 import sys
 from collections.abc import Mapping
@@ -14,7 +16,9 @@ import yaml
 
 from app.settings import Settings
 
-_COMPOSE = Path(__file__).resolve().parents[1] / "docker-compose.yml"
+_ROOT = Path(__file__).resolve().parents[1]
+_COMPOSE = _ROOT / "docker-compose.yml"
+_TOLD_IN = (_ROOT / ".env", _ROOT / "docs" / "operations.md")
 _MI, _GI = 2**20, 2**30
 _UNITS = {"Mi": _MI, "Gi": _GI, "m": _MI, "g": _GI}
 _PREFIX = "TRESNET_"
@@ -39,6 +43,27 @@ def most_bytes(settings: Settings) -> int:
     return _BESIDE_BYTES + settings.workers * worker
 
 
+def _shares() -> dict[str, str]:
+    """What a worker, a decoding process of it and the rest take by the defaults, in GB, rounded up."""
+
+    def most(workers: int, decoders: int) -> int:
+        return most_bytes(Settings(workers=workers, decode_processes=decoders))
+
+    decoder = most(1, 2) - most(1, 1)
+    worker = most(2, 1) - most(1, 1) - decoder
+    shares = {"each worker": worker, "each decoding process": decoder, "the rest": most(1, 1) - worker - decoder}
+    return {who: f"{math.ceil(share / 1e7) / 100:.2f} GB" for who, share in shares.items()}
+
+
+def _told_faults() -> list[str]:
+    return [
+        f"{file.relative_to(_ROOT)} does not say that {who} takes {share}"
+        for file in _TOLD_IN
+        for who, share in _shares().items()
+        if share not in file.read_text()
+    ]
+
+
 def faults_of(variables: Mapping[str, str], limit: str) -> list[str]:
     """What is wrong with the gateway's environment under ``limit``, such as 4Gi or 4g; nothing if it fits."""
     names = {key.removeprefix(_PREFIX).lower(): value for key, value in variables.items() if key.startswith(_PREFIX)}
@@ -59,6 +84,6 @@ def _compose_faults() -> list[str]:
 
 
 if __name__ == "__main__":
-    faults = _compose_faults()
+    faults = _compose_faults() + _told_faults()
     print("\n".join(faults) or "the gateway's memory holds what it lets in", file=sys.stderr if faults else None)
     sys.exit(bool(faults))
