@@ -34,7 +34,18 @@ from app.keys import KeyRing
 from app.large_answer import PIECE_BYTES, LargeAnswer
 from app.metrics import Metrics
 from app.model_watch import ModelWatch
-from app.openapi import LIVE, METRICS, MODEL, MODEL_PARAMETERS, MODELS, READY, answers, complete, question
+from app.openapi import (
+    LIVE,
+    METRICS,
+    MODEL,
+    MODEL_PARAMETERS,
+    MODELS,
+    READY,
+    READY_PARAMETERS,
+    answers,
+    complete,
+    question,
+)
 from app.page import add_pages
 from app.parameters import ClassifyParameters, TagParameters
 from app.pipeline import Answer, Gateway, ask
@@ -163,12 +174,21 @@ def _add_state_routes(app: FastAPI, gateway: Gateway) -> None:
     async def livez() -> Response:
         return _json({"status": "live"})
 
-    @app.get("/readyz", summary="Every served model answers", operation_id="ready", tags=["State"], responses=READY)
+    @app.get(
+        "/readyz", summary="Every served model answers", operation_id="ready", tags=["State"], responses=READY,
+        openapi_extra=READY_PARAMETERS,
+    )  # fmt: skip
     @app.get("/v2/health/ready", include_in_schema=False)
-    async def readyz() -> Response:
+    async def readyz(request: Request) -> Response:
+        """Ready when all models are; with `models=any`, once that was so, as long as one of them answers.
+
+        The second is for load balancers: one model that fails at every Triton would have all replicas taken out, with
+        the models that answer.
+        """
+        any_is_enough = request.query_params.get("models") == "any"
         if gateway.draining.has_begun:
             raise DrainingError
-        if not catalogue.is_ready:
+        if not (catalogue.is_ready or (any_is_enough and catalogue.is_of_use)):
             why = ModelNotReadyError if catalogue.triton_is_up else TritonAwayError
             raise why("; ".join(catalogue.problems) or "no model is ready")
         failed = [

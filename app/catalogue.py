@@ -64,10 +64,18 @@ class Catalogue:
     """Of every model that ever was live."""
     problems: list[str] = field(default_factory=lambda: ["the inference server has not been reached yet"])
     triton_is_up: bool = False
+    was_ready: bool = False
+    """Whether it was ready once."""
 
     @property
     def is_ready(self) -> bool:
+        """Whether every model that ought to be live is."""
         return self.triton_is_up and bool(self.live) and not self.problems
+
+    @property
+    def is_of_use(self) -> bool:
+        """Whether a model is live, and all were at some time: not while the first of them come to live."""
+        return self.triton_is_up and bool(self.live) and (self.was_ready or not self.problems)
 
     @property
     def live_names(self) -> set[str]:

@@ -61,6 +61,7 @@ class Metrics:
             multiprocess_mode="livemax",
             **make,
         )
+        self.ready = Gauge("tresnet_ready", "Whether every served model answers.", multiprocess_mode="livemin", **make)
         self.triton_up = Gauge("tresnet_triton_up", "Whether Triton answers.", multiprocess_mode="livemin", **make)
         self.keys = Gauge("tresnet_api_keys", "API keys in force.", multiprocess_mode="livemax", **make)
         self.keys_reload_ok = Gauge(

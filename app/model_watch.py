@@ -37,7 +37,7 @@ from app.readiness import not_ready, read_index
 from app.settings import Settings
 from app.triton import IndexRow, Prediction, TritonClient
 from app.turns import in_turn
-from tresnet.contract import ContractError, ModelContract, read_contract
+from tresnet.contract import ContractError, ModelContract, describes, read_contract
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ _FIRST_LOOK_S = 5.0
 _STARTING_POLL_MS = 250
 _MISSED_S = 3.0
 _LOOKS_FOR_LIVE = 5
-"""Tritons that are asked in turn for a live version that one does not have."""
+"""Tritons that are asked in turn for what one does not have."""
 _LEARN_AGAIN_S = (1.0, 2.0, 5.0, 10.0, 30.0)
 """Pauses after which a version that failed is asked again."""
 
@@ -168,15 +168,23 @@ class ModelWatch:
         return index
 
     async def _config(self, name: str) -> pb.ModelConfig | None:
-        """None if the model went since the look at the index."""
-        try:
-            return await self._triton.config(name)
-        except (ModelNotReadyError, TritonAnswerError):
-            return None
+        """Of a Triton that has all of its versions that are live, if there is one; None if the model has gone."""
+        live = [version for model, version in self._catalogue.live if model == name]
+        config = None
+        for _ in range(_LOOKS_FOR_LIVE):
+            try:
+                config = await self._triton.config(name)
+            except (ModelNotReadyError, TritonAnswerError):
+                continue
+            if all(describes(config, version) for version in live):
+                break
+        return config
 
     def _follow(self, ready: set[Key], configs: dict[str, pb.ModelConfig | None]) -> None:
         """Forget what is gone or changed; learn what is new; check again what is due."""
         now = asyncio.get_running_loop().time()
+        # The index and a configuration may be of two Tritons, one with the version and one without.
+        ready = {key for key in ready if not (key in self._catalogue.live and _is_left_out(configs[key[0]], key[1]))}
         for key in self._watched.keys() - ready:
             # Of several Tritons, the others may have been asked by chance: they are at the next looks.
             since_s = self._watched[key].missed_since_s
@@ -223,7 +231,9 @@ class ModelWatch:
             loads = standing.known and not standing.failed and not served  # as every start does
             logger.log(logging.INFO if loads else logging.WARNING, "not ready: %s", "; ".join(problems))
         catalogue.problems = problems
+        self._metrics.ready.set(self._catalogue.is_ready)
         if not problems:
+            self._catalogue.was_ready = True
             self._served_names |= catalogue.live_names
             self._tell_missing_defaults()
         self._metrics.publish_models({_info(model.contract) for model in catalogue.live.values()})
@@ -282,8 +292,7 @@ class ModelWatch:
         logger.info("live: model %r version %s (%s, %s)", name, version, contract.facts.architecture, contract.task)
 
     async def _check(self, key: Key) -> None:
-        contract = self._catalogue.live[key].contract
-        await in_turn(lambda: self._proof.golden_picture(contract))
+        await self._proof.golden_picture(self._catalogue.live[key].contract)
 
     def _suspect(self, key: Key, error: ServiceError) -> None:
         """A call failed: draw the consequence."""
@@ -305,6 +314,7 @@ class ModelWatch:
         self._needs_new_connection = True
         self._catalogue.lose_triton(why)
         self._metrics.triton_up.set(0)
+        self._metrics.ready.set(0)
         self._metrics.publish_models(set())
         for key in list(self._watched):
             self._forget(key)
@@ -313,6 +323,10 @@ class ModelWatch:
 
 def _ready(index: list[IndexRow]) -> set[Key]:
     return {(name, version) for name, version, state, _ in index if state == "READY"}
+
+
+def _is_left_out(config: pb.ModelConfig | None, version: str) -> bool:
+    return config is not None and not describes(config, version)
 
 
 def _contract_or_none(config: pb.ModelConfig, version: str) -> ModelContract | None:

@@ -259,6 +259,14 @@ READY = _json(
         ),
     },
 ) | problems("/readyz", [503], leave_out="queue_full")
+READY_PARAMETERS = {
+    "parameters": [
+        {
+            "name": "models", "in": "query", "required": False, "schema": {"type": "string", "enum": ["all", "any"]},
+            "example": "any", "description": "Which have to answer; all by default.",
+        }
+    ]
+}  # fmt: skip
 _MODEL = {
     "name": "digits", "version": "1", "task": "classify", "num_labels": 2, "embedding_size": 2048,
     "max_batch_size": 32, "heat_maps": {"labels": 2, "height": 1, "width": 1},

@@ -11,12 +11,14 @@ import random
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
-from app.errors import ModelNotReadyError, TritonAwayError, TritonStoppingError
+from app.errors import ModelNotReadyError, TritonAnswerError, TritonAwayError, TritonStoppingError
 
 _PATIENCE_S = 0.7
 """Twenty turns or so; if none answers, there is no other Triton."""
 _ATTEMPTS_UNREACHED = 3
 """Where nothing can be reached, there is none to wait for."""
+_ATTEMPTS_WRONG = 2
+"""A Triton with a broken GPU calls itself ready; what every Triton gets wrong is not worth more of their time."""
 _PAUSE_S = 0.005
 _LONGEST_PAUSE_S = 0.05
 
@@ -30,7 +32,7 @@ async def in_turn(call: Callable[[], Awaitable[Answer]]) -> Answer:
         ServiceError: what ``call`` raises.
     """
     loop = asyncio.get_running_loop()
-    until, pause_s, unreached = loop.time() + _PATIENCE_S, 0.0, 0
+    until, pause_s, unreached, wrong = loop.time() + _PATIENCE_S, 0.0, 0, 0
     while True:
         try:
             return await call()
@@ -40,6 +42,10 @@ async def in_turn(call: Callable[[], Awaitable[Answer]]) -> Answer:
         except TritonAwayError:
             unreached += 1
             if unreached == _ATTEMPTS_UNREACHED:
+                raise
+        except TritonAnswerError:
+            wrong += 1
+            if wrong == _ATTEMPTS_WRONG:
                 raise
         pause_s = min(pause_s + _PAUSE_S, _LONGEST_PAUSE_S)
         # At random: in step with other callers, who take turns too, it would meet the same Triton each time.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
 import threading
 import time
@@ -23,9 +24,19 @@ from app.bundled_triton import BundledTriton, default_home
 @pytest.fixture(scope="module")
 def two_tritons(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[BundledTriton]]:
     """Servers over one repository, each on an address of its own."""
-    tmp_path = tmp_path_factory.mktemp("tritons")
-    repository, options = models / "model_repository", ["--allow-metrics=false"]
-    servers = [BundledTriton(repository, default_home(), tmp_path / name, options) for name in ("a", "b")]
+    repository = models / "model_repository"
+    with _running([repository, repository], tmp_path_factory.mktemp("tritons")) as servers:
+        yield servers
+
+
+@contextmanager
+def _running(repositories: list[Path], folder: Path) -> Iterator[list[BundledTriton]]:
+    """A server over each, ready with its digits."""
+    options = ["--allow-metrics=false"]
+    servers = [
+        BundledTriton(repository, default_home(), folder / f"logs-{number}", options)
+        for number, repository in enumerate(repositories)
+    ]
     try:
         for server in servers:
             server.start()
@@ -172,6 +183,69 @@ def test_a_triton_that_nobody_can_watch_does_not_keep_the_port(
     finally:
         threading.stack_size(ordinary)
     until(lambda: _is_ready(server), "it serves again", 60)
+
+
+def _repository(folder: Path, models: Path, *, version: str = "1", code: str = "") -> Path:
+    """The digits alone, as a version of that number, perhaps with more code in its model.py."""
+    model = shutil.copytree(models / "model_repository" / "digits", folder / "digits")
+    (model / "1").rename(model / version)
+    with (model / version / "model.py").open("a") as file:
+        file.write(code)
+    for path in (model / "config.pbtxt", model / "configs" / "embedded.pbtxt"):
+        path.write_text(path.read_text().replace('"version.1"', f'"version.{version}"'))
+    return folder
+
+
+def test_tritons_with_one_version_each_take_nothing_out_of_service(
+    models: Path, digit_files: list[bytes], tmp_path: Path
+) -> None:
+    """As while they are replaced, one by one, by some of an image that holds the new version alone."""
+    repositories = [_repository(tmp_path / version, models, version=version) for version in ("1", "2")]
+    with _running(repositories, tmp_path) as tritons, _in_front_of(tritons, models, triton_poll_ms=200) as server:
+
+        def asked() -> tuple[int, str]:
+            answer = httpx.post(f"{server.url}/classify", content=digit_files[0], timeout=30)
+            return answer.status_code, answer.json().get("model", {}).get("version", answer.text)
+
+        first = asked()
+        assert first in ((200, "1"), (200, "2"))
+        until_s = time.monotonic() + 5
+        while time.monotonic() < until_s:
+            assert (asked(), httpx.get(f"{server.url}/readyz").status_code) == (first, 200), server.log()[-3000:]
+            time.sleep(0.02)
+        assert server.log().count("live: model 'digits'") == 1
+        tritons[int(first[1]) - 1].stop()
+        other = "2" if first[1] == "1" else "1"
+        until(lambda: asked() == (200, other), "the other version serves", 30)
+
+
+_BREAKS = """
+answer = TritonPythonModel.answer
+def answer_unless_broken(self, request):
+    if Path("{}").exists():
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+    return answer(self, request)
+TritonPythonModel.answer = answer_unless_broken
+"""
+
+
+def test_a_triton_that_answers_wrongly_takes_no_version_out(
+    models: Path, digit_files: list[bytes], tmp_path: Path
+) -> None:
+    """It calls itself ready, as one does whose GPU is broken."""
+    mark = tmp_path / "broken"
+    repositories = [_repository(tmp_path / "a", models), _repository(tmp_path / "b", models, code=_BREAKS.format(mark))]
+    settings = {"golden_check_s": 1, "triton_poll_ms": 200}
+    with _running(repositories, tmp_path) as tritons, _in_front_of(tritons, models, **settings) as server:
+        mark.touch()
+        answers, until_s = [], time.monotonic() + 8
+        while time.monotonic() < until_s:
+            answers.append(httpx.post(f"{server.url}/classify", content=digit_files[0], timeout=30).status_code)
+            assert httpx.get(f"{server.url}/readyz").status_code == 200, server.log()[-3000:]
+            time.sleep(0.02)
+        assert set(answers) <= {200, 502}
+        assert answers.count(502) < len(answers) / 5, "each is asked of the other one, too"
+        assert "is out" not in server.log()
 
 
 @pytest.mark.parametrize("url", ["http://a:1", "grpc://a", "grpc://a:b", "grpc://a:1,b:2", "grpc://1.2.3.4:1,[::1]:2"])

@@ -200,6 +200,11 @@ def write_contract(contract: ModelContract, config: pb.ModelConfig) -> None:
         config.parameters[key].string_value = value
 
 
+def describes(config: pb.ModelConfig, version: str) -> bool:
+    """Whether ``config`` holds the facts of a version."""
+    return _VERSION_PREFIX + version in config.parameters
+
+
 def forget_versions(config: pb.ModelConfig, *, keep: Iterable[int]) -> None:
     """Drop the facts of versions that are in the repository no more: the configuration would grow for ever."""
     kept = {f"{_VERSION_PREFIX}{version}" for version in keep}
