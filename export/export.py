@@ -109,5 +109,13 @@ def export_checkpoint(request: ExportRequest) -> Exported:
             verify_program(path, eager, how.image_size, request.max_batch_size, request.precision, request.device)
         )
 
-    folder = publish(request.repository, contract, request.labels, write_and_verify, request.format, kind)
-    return Exported(folder, contract, verified[0])
+    folder = publish(
+        request.repository,
+        contract,
+        request.labels,
+        write_and_verify,
+        request.format,
+        kind,
+        or_next_version=request.version is None,
+    )
+    return Exported(folder, contract.model_copy(update={"version": folder.name}), verified[0])

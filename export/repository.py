@@ -37,6 +37,7 @@ from tresnet.folders import made
 EMBEDDED_NAME = "embedded"
 _EMBEDDED_FILES = {"embedded_model.py": "model.py", "packed_weights.py": "packed_weights.py"}
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
+_STAGING = ".staging-"
 _MAX_QUEUE_US = 60_000_000
 """A request that has waited so long in Triton is dropped; the gateway's own deadlines are shorter."""
 
@@ -127,10 +128,13 @@ def publish(
     write_program: Callable[[Path], None],
     form: Format = "torchscript",
     kind: int = pb.ModelInstanceGroup.KIND_AUTO,
+    *,
+    or_next_version: bool = False,
 ) -> Path:
     """Put a version into the repository and return its folder.
 
     ``write_program`` is called with the path to write and verify the program at; if it raises, nothing is changed.
+    ``or_next_version``: if another export has taken the contract's version meanwhile, the next free one will do.
 
     Raises:
         RepositoryError: if the name, the version, or the contract does not fit what is there.
@@ -139,10 +143,12 @@ def publish(
     check_name(contract.name)
     model = repository / contract.name
     with made(repository), _locked(repository):
-        choose_version(model, int(contract.version))
+        version_number = choose_version(model, None if or_next_version else int(contract.version))
+        contract = contract.model_copy(update={"version": str(version_number)})
         check_agrees(model, contract, form, kind)
+        _remove_leftovers(repository, model)
         is_new = not model.exists()
-        staging = Path(tempfile.mkdtemp(dir=repository if is_new else model, prefix=".staging-"))
+        staging = Path(tempfile.mkdtemp(dir=repository if is_new else model, prefix=_STAGING))
         try:
             version = staging / contract.version if is_new else staging
             version.mkdir(exist_ok=True)
@@ -157,14 +163,22 @@ def publish(
                 _open_to_readers(staging)
                 _sync(staging)
                 staging.rename(model)
+                _sync_path(repository)
             else:
                 _sync(staging)
                 _write_configs(model, contract, labels, form, kind)
                 staging.rename(model / contract.version)
+                _sync_path(model)
         except BaseException:
             shutil.rmtree(staging, ignore_errors=True)
             raise
     return model / contract.version
+
+
+def _remove_leftovers(repository: Path, model: Path) -> None:
+    """What exports that were killed have left: whoever writes now holds the lock."""
+    for folder in [*repository.glob(f"{_STAGING}*"), *model.glob(f"{_STAGING}*")]:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _write_configs(model: Path, contract: ModelContract, labels: list[str], form: Format, kind: int) -> None:
@@ -234,7 +248,7 @@ def _as_text(config: pb.ModelConfig) -> str:
 def _replace(path: Path, text: str) -> None:
     temporary = path.with_name(f".{path.name}.new")
     temporary.write_text(text, encoding="utf-8")
-    _sync_file(temporary)
+    _sync_path(temporary)
     temporary.replace(path)
 
 
@@ -245,14 +259,17 @@ def _open_to_readers(folder: Path) -> None:
 
 
 def _sync(folder: Path) -> None:
-    for path in folder.rglob("*"):
-        if path.is_file():
-            _sync_file(path)
+    for path in [*folder.rglob("*"), folder]:
+        _sync_path(path)
 
 
-def _sync_file(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
+def _sync_path(path: Path) -> None:
+    """A file's content, or the names in a folder."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager

@@ -103,7 +103,10 @@ def test_versions_must_agree_and_are_not_overwritten(tmp_path: Path) -> None:
     config = text_format.Parse((model / "config.pbtxt").read_text(), pb.ModelConfig())
     assert {"version.1", "version.2"} <= set(config.parameters)
     shutil.rmtree(model / "1")
+    (model.parent / ".staging-killed" / "1").mkdir(parents=True)
+    (model / ".staging-killed").mkdir()
     assert export("a.pt") == 0
+    assert not [*model.parent.rglob(".staging-*")], "what killed exports left"
     config = text_format.Parse((model / "config.pbtxt").read_text(), pb.ModelConfig())
     assert [key for key in sorted(config.parameters) if key.startswith("version.")] == ["version.2", "version.3"]
 

@@ -10,14 +10,13 @@ import argparse
 import hashlib
 import os
 import pickle
-import tempfile
 import warnings
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from tresnet import foreign, hub, presets
 from tresnet.errors import UserError
@@ -56,6 +55,12 @@ class ModelFacts(BaseModel):
     """One score threshold a label, fitted on held-out pictures; for ``tag`` only."""
     recipe: str | None = None
     seed: int | None = None
+
+    @model_validator(mode="after")
+    def _thresholds_are_the_labels(self) -> ModelFacts:
+        if self.thresholds is not None and len(self.thresholds) != len(self.labels):
+            raise ValueError("as many thresholds as labels are needed")
+        return self
 
 
 class HeldOut(BaseModel):
@@ -102,9 +107,9 @@ def save_checkpoint(
     content = {"format": FORMAT, "facts": facts.model_dump(), "model": weights, "training": training, "card": card}
     content["held_out"] = held_out.model_dump() if held_out is not None else None
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = path.with_name(f".{path.name}.new")  # what a killed run leaves there, its next start writes over
     try:
-        with os.fdopen(descriptor, "wb") as file:
+        with temporary.open("wb") as file:
             try:
                 torch.save(content, file)
             except RuntimeError as error:  # torch's zip writer reports a full disk so
@@ -112,10 +117,9 @@ def save_checkpoint(
                 raise OSError(f"could not write {path}: {reason}") from error
             file.flush()
             os.fsync(file.fileno())
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
+        temporary.replace(path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
 
 
@@ -223,6 +227,10 @@ def build_model(checkpoint: Checkpoint, norm: Norm | None = None) -> TResNet:
     ) as error:  # the head's sizes are read from the weights
         reason = " ".join(str(error).split())[:200]
         raise CheckpointError(f"{checkpoint.path}: the weights are not a {facts.arch}'s: {reason}") from error
+    if (classes := model.head.out_features) != len(facts.labels):
+        raise CheckpointError(
+            f"{checkpoint.path}: its weights are for {classes} labels, and it names {len(facts.labels)}"
+        )
     return model.eval()
 
 
