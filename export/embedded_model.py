@@ -58,6 +58,21 @@ class ThriftyProgram:
         return self.program(pictures)
 
 
+@torch.inference_mode()
+def meet_batches(program: Program, image_size: int, max_batch_size: int, device: torch.device) -> None:
+    """Run batches of 1, 2, 4 … pictures and of the largest size, each twice.
+
+    What a GPU's libraries and TorchScript's compiler prepare for a size that they have not met, the first pictures that
+    come in such a batch would wait for.
+    """
+    for size in sorted({1 << power for power in range(max_batch_size.bit_length())} | {max_batch_size}):
+        pictures = torch.zeros(size, image_size, image_size, 3, dtype=torch.uint8, device=device)
+        for _ in range(2):
+            program(pictures)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
 class HangWatch:
     """Ends this process when a run has not ended after so many seconds; where it hung stands in Triton's log then.
 
@@ -104,7 +119,12 @@ class TritonPythonModel:
             pb_utils.Logger.log_warn(
                 "this program computes in bf16, which this CPU does not have: it will be slow; export it as fp32"
             )
-        version = Path(args["model_repository"]) / args["model_version"]
+        image_size, max_batch_size = config["input"][0]["dims"][0], config["max_batch_size"]
+        self.load(Path(args["model_repository"]) / args["model_version"], image_size, max_batch_size)
+        if self.device.type == "cuda":
+            meet_batches(self.program, image_size, max_batch_size, self.device)
+
+    def load(self, version: Path, image_size: int, max_batch_size: int) -> None:
         self.program: Program
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)
@@ -114,8 +134,7 @@ class TritonPythonModel:
                 return
             self.program = torch.jit.load(str(version / "model.pt"), map_location=self.device).eval()
             if self.device.type == "cpu":
-                image_size = config["input"][0]["dims"][0]
-                self.pack(image_size, max_batch_size=config["max_batch_size"])
+                self.pack(image_size, max_batch_size)
                 with suppress(RuntimeError):  # what cannot run says so when it is asked
                     self.program = ThriftyProgram(self.program, image_size)
 

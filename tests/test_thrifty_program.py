@@ -1,4 +1,4 @@
-"""How many threads the bundled Triton's model process computes a batch on."""
+"""How the bundled Triton's model process runs a program: on how many threads, and what before the first picture."""
 
 from __future__ import annotations
 
@@ -61,3 +61,9 @@ def test_a_program_that_cannot_run_leaves_the_threads_as_they_are(embedded: Modu
     with pytest.raises(RuntimeError, match="size mismatch"):
         embedded.ThriftyProgram(fail, 8)
     assert torch.get_num_threads() == 3
+
+
+def test_a_gpus_first_pictures_come_in_batches_that_it_has_met(embedded: ModuleType) -> None:
+    program = _Program(0)
+    embedded.meet_batches(program, 8, 12, torch.device("cpu"))
+    assert [count for count, _ in program.runs] == [1, 1, 2, 2, 4, 4, 8, 8, 12, 12]
