@@ -22,10 +22,10 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from app.cores import usable_cores
 from app.freed_memory import ACTIVATIONS
 from app.model_control import ModelControl
 from app.temporary_folder import temporary_folder
+from tresnet.cores import usable_cores
 from tresnet.errors import UserError
 
 logger = logging.getLogger(__name__)

@@ -10,8 +10,8 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from app.cores import usable_cores
 from app.triton_url import channel_target
+from tresnet.cores import usable_cores
 from tresnet.errors import UserError
 
 _PREFIX = "TRESNET_"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import glob
 import os
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from rich.markup import escape
 
 from commands.console import console
 from tresnet.errors import UserError
-from tresnet.folders import PICTURE_SUFFIXES
+from tresnet.folders import pictures_below
 
 
 @dataclass(frozen=True)
@@ -66,22 +65,13 @@ def _named(word: str) -> list[NamedPicture]:
         return [NamedPicture("-", sys.stdin.buffer.read())]
     path = Path(word)
     if path.is_dir():
-        below = [NamedPicture(str(file), file) for file in _below(path)]
+        below = [NamedPicture(str(file), file) for file in pictures_below(path)]
         if not below:
             console.print(f"{escape(word)} holds no picture")
         return below
     is_pattern = glob.has_magic(word) and not path.exists()
     matches = sorted(glob.glob(word, recursive=True)) if is_pattern else []  # noqa: PTH207 (absolute ones, too)
-    files = [file for match in matches for file in (_below(Path(match)) if Path(match).is_dir() else [Path(match)])]
+    files = [
+        file for match in matches for file in (pictures_below(Path(match)) if Path(match).is_dir() else [Path(match)])
+    ]
     return [NamedPicture(str(file), file) for file in files or [path]]
-
-
-def _below(folder: Path) -> Iterator[Path]:
-    for entry in sorted(folder.iterdir()):
-        if entry.name.startswith("."):
-            continue
-        if entry.is_dir():
-            if not entry.is_symlink():  # it may lead back up
-                yield from _below(entry)
-        elif entry.suffix.lower() in PICTURE_SUFFIXES:
-            yield entry

@@ -49,7 +49,8 @@ def train(
     skip_bad: Annotated[bool, typer.Option(help="Go on without pictures that cannot be read.")] = False,
     seed: Annotated[int, typer.Option(min=0, help="Decides the split, the order and the first weights.")] = 0,
     workers: Annotated[
-        int | None, typer.Option(min=0, help="Processes that load pictures. Default: 0 on a CPU, else up to 8.")
+        int | None,
+        typer.Option(min=0, help="Processes that load pictures. Default: 0 on a CPU, else one a core, up to 16."),
     ] = None,
     norm: Annotated[str, typer.Option(help="Norm layers: auto, package, own or bn.")] = "auto",
     arch: Annotated[

@@ -18,9 +18,9 @@ from conftest import Server, command, is_running, running_server, until
 from page_visitor import gateway
 from PIL import Image
 
-from app.cores import usable_cores
 from app.decoder import Decoder
 from app.settings import Settings
+from tresnet.cores import usable_cores
 from tresnet.picture import Preprocessing
 
 
@@ -42,7 +42,7 @@ def test_the_quota_of_a_container_bounds_the_processes(
     quota: str | None, processes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(6)))
-    monkeypatch.setattr("app.cores.CPU_MAX", tmp_path / "cpu.max")
+    monkeypatch.setattr("tresnet.cores.CPU_MAX", tmp_path / "cpu.max")
     if quota is not None:
         (tmp_path / "cpu.max").write_text(quota + "\n")
     assert Settings().decode_processes_per_worker == processes

@@ -6,7 +6,9 @@ import csv
 import gzip
 import io
 import json
+import os
 import tarfile
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +17,11 @@ import torch
 from conftest import call_tresnet
 
 from training.augment import Augmentation, mix
-from training.data import _Steps
+from training.data import _split, _Steps, load_data
 from training.distributed import World
 from training.layouts import open_pictures
-from training.pictures import Pictures, encode_png, without_bad
+from training.pictures import Pictures, encode_png, in_memory, without_bad
+from training.recipes import find_recipe
 from tresnet.errors import UserError
 from tresnet.picture import Preprocessing
 
@@ -54,6 +57,17 @@ def test_folders_with_and_without_splits(tmp_path: Path) -> None:
     assert told(found["train"]) == [(PNGS[0], ["cat"]), (PNGS[1], ["dog"])]
     assert told(open_pictures(str(tmp_path / "train"))["all"]) == told(found["train"])
     assert told(found["val"].relabelled(["cat", "dog"])) == [(PNGS[2], ["dog"])]
+
+
+@pytest.mark.timeout(30)
+def test_what_hides_and_what_is_no_file_is_no_picture(tmp_path: Path) -> None:
+    write(tmp_path / "cat/a.png", PNGS[0])
+    write(tmp_path / "cat/.ipynb_checkpoints/a-checkpoint.png", PNGS[0])
+    (tmp_path / "cat/folder.png").mkdir()
+    os.mkfifo(tmp_path / "cat/pipe.png")
+    (tmp_path / "cat/linked.png").symlink_to(write(tmp_path / ".elsewhere/b.png", PNGS[1]))
+    (tmp_path / "cat/up").symlink_to(tmp_path)
+    assert told(open_pictures(str(tmp_path))["all"]) == [(PNGS[0], ["cat"]), (PNGS[1], ["cat"])]
 
 
 def test_a_folder_beside_the_splits_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -166,6 +180,41 @@ def test_shards(tmp_path: Path) -> None:
     found = open_pictures(str(tmp_path))
     assert told(found["train"])[4] == (PNGS[4], ["bee"])
     assert told(found["val"]) == [(PNGS[0], names) for names in (["cow", "ant"], ["cow"], [])]
+
+
+def test_labels_of_one_name_are_refused(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "train-0.tar", "w") as tar:
+        add(tar, "a.png", PNGS[0])
+        add(tar, "a.cls", b"3")
+    (tmp_path / "labels.txt").write_text("\ufefftench\ncrane\nother\ncrane\n\n")
+    with pytest.raises(UserError, match="more than one label is called 'crane'"):
+        open_pictures(str(tmp_path))
+    (tmp_path / "labels.txt").write_text("\ufefftench\ncrane\nother\ncrane, the machine\n\n")
+    found = open_pictures(str(tmp_path))["train"]
+    assert (found.labels[0], told(found)) == ("tench", [(PNGS[0], ["crane, the machine"])])
+
+
+def test_rows_of_no_split_and_of_unknown_ones_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def load(*splits: str) -> list[int]:
+        rows = [f"{number}.png,{'cat' if number % 2 else 'dog'},{split}" for number, split in enumerate(splits)]
+        write(tmp_path / "table.csv", "\n".join(["path,label,split", *rows]).encode())
+        recipe = find_recipe("transfer")
+        data = load_data(recipe, recipe.preprocessing(), 0, str(tmp_path / "table.csv"))
+        return [len(part) for part in (data.train, data.val, data.test)]
+
+    with caplog.at_level("WARNING"):
+        assert load("train", "train", "dev", "val", "val", "dev") == [2, 2, 2]
+    assert "not used, as splits are called train, val and test: 2 of 'dev'" in caplog.text
+    with pytest.raises(UserError, match="1 pictures are of no split, and 2 of 'train'"):
+        load("train", "train", "", "val", "val")
+
+
+def test_the_only_picture_of_its_class_is_to_train_on() -> None:
+    classes = [0] * 30 + [1] * 30 + [2]
+    pictures = in_memory(["a", "b", "c"], [b""] * len(classes), [[number] for number in classes])
+    larger, smaller = _split(pictures, 0.1, seed=0)
+    assert sorted(Counter(target[0] for target in smaller.targets).items()) == [(0, 3), (1, 3)]
+    assert sorted(larger.names + smaller.names) == list(pictures.names)
 
 
 def test_a_data_set_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

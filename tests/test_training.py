@@ -13,7 +13,8 @@ import torch
 from conftest import call_tresnet, random_checkpoint, run_tresnet
 from sklearn.metrics import average_precision_score, f1_score, precision_recall_fscore_support
 
-from training.evaluation import Evaluation
+from training.distributed import World
+from training.evaluation import Evaluation, evaluate_checkpoint
 from training.losses import asymmetric_loss
 from training.metrics import (
     best_temperature,
@@ -23,12 +24,15 @@ from training.metrics import (
     micro_f1,
     precision_recall_f1,
     to_scores,
+    top_k_accuracy,
 )
 from training.optimizer import create_optimizer, create_schedule
+from training.pictures import encode_png, in_memory
 from training.recipes import find_recipe
 from training.report import write_report
 from training.runlog import RunLog
 from tresnet.checkpoint import ModelFacts, build_model, initialise, load_checkpoint, save_checkpoint
+from tresnet.errors import UserError
 from tresnet.model import create_model
 from tresnet.picture import Preprocessing
 
@@ -62,6 +66,24 @@ def test_map_equals_sklearns() -> None:
     expected = np.mean([average_precision_score(targets[:, c], scores[:, c]) for c in range(6)])
     assert mean_average_precision(scores, targets) == pytest.approx(expected)
     assert micro_f1(scores, targets, 0.5) == pytest.approx(f1_score(targets, scores >= 0.5, average="micro"))
+
+
+@pytest.mark.parametrize("k", [1, 3])
+def test_accuracy_counts_the_first_of_equal_scores(k: int) -> None:
+    random = np.random.default_rng(k)
+    scores, classes = random.integers(0, 4, (500, 7)).astype(np.float32), random.integers(0, 7, 500)
+    best = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+    assert top_k_accuracy(scores, classes, k) == (best == classes[:, None]).any(axis=1).mean()
+
+
+def test_answers_that_are_no_numbers_are_not_judged(tmp_path: Path) -> None:
+    path = random_checkpoint(tmp_path / "a.pt", task="classify", labels=["x", "y"], size=32, arch="tresnet_s")
+    content = torch.load(path, weights_only=True)
+    content["model"]["stem.conv.weight"][0, 0, 0, 0] = float("nan")
+    torch.save(content, path)
+    pictures = in_memory(["x", "y"], [encode_png(np.zeros((32, 32, 3), np.uint8))] * 2, [[0], [1]])
+    with pytest.raises(UserError, match="answers are no numbers"):
+        evaluate_checkpoint(load_checkpoint(path), World(torch.device("cpu")), pictures=pictures)
 
 
 def test_fitted_thresholds_beat_one_half() -> None:
@@ -145,6 +167,19 @@ def test_a_dozen_pictures_that_are_all_right_do_not_make_a_model_sure(task: Any)
     assert 0.3 < best_temperature(task, logits, tags if task == "tag" else targets) < 1
 
 
+def test_a_checkpoint_that_contradicts_itself_is_refused(tmp_path: Path) -> None:
+    path = random_checkpoint(tmp_path / "a.pt", task="tag", labels=["x", "y", "z"], size=32, arch="tresnet_s")
+    content = torch.load(path, weights_only=True)
+    for change, said in (
+        ({"labels": ["x", "y"]}, "its weights are for 3 labels, and it names 2"),
+        ({"thresholds": [0.5] * 7}, "facts or weights are missing or damaged"),
+    ):
+        torch.save(content | {"facts": content["facts"] | change}, path)
+        refused = call_tresnet("export", path, "--task", "tag", "--name", "m", cwd=tmp_path)
+        assert (refused.returncode, said in refused.stderr) == (2, True), refused.stderr
+    assert not (tmp_path / "model_repository").exists()
+
+
 def test_calibration_and_thresholds_travel_with_the_model(tmp_path: Path) -> None:
     path = random_checkpoint(tmp_path / "c.pt", task="tag", labels=list("abc"), size=32, arch="tresnet_s")
     content = torch.load(path, weights_only=True)
@@ -181,7 +216,7 @@ def test_however_few_steps_learn(recipe: str, steps: int) -> None:
 
 @pytest.mark.parametrize(
     ("pictures", "processes", "accumulate", "batch_size"),
-    [(1000, 1, 1, 64), (100, 1, 1, 8), (10, 1, 1, 8), (10, 8, 2, 16), (10, 16, 4, 64), (10, 3, 1, 64)],
+    [(1000, 1, 1, 64), (100, 1, 1, 8), (10, 1, 1, 8), (10, 8, 2, 16), (10, 16, 4, 64), (10, 3, 1, 64), (100, 8, 1, 64)],
 )
 def test_a_small_batch_is_still_one_for_all_processes(
     pictures: int, processes: int, accumulate: int, batch_size: int

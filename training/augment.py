@@ -106,7 +106,7 @@ def mix(
         return x, targets
     paste = bool(cutmix) and (not mixup or random.random() < 0.5)
     share = float(random.beta(cutmix, cutmix) if paste else random.beta(mixup, mixup))
-    other = torch.from_numpy(random.permutation(len(x))).to(x.device)
+    other = torch.from_numpy(random.permutation(len(x))).to(x.device, non_blocking=True)
     if paste:
         size = x.shape[-1]
         side = round(size * math.sqrt(1 - share))

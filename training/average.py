@@ -17,11 +17,13 @@ def moving_average(model: TResNet, decay: float) -> AveragedModel:
     """
 
     @torch.no_grad()
-    def update(average: list[Tensor], current: list[Tensor], steps: Tensor | int) -> None:
-        warm = min(decay, (1 + int(steps)) / (10 + int(steps)))
-        if average[0].is_floating_point():
-            torch._foreach_lerp_(average, current, 1 - warm)
+    def update(mean: list[Tensor], current: list[Tensor], _: Tensor | int) -> None:
+        steps = int(average.n_averaged)  # torch's own argument lies on a GPU, which would have to be waited for
+        warm = min(decay, (1 + steps) / (10 + steps))
+        if mean[0].is_floating_point():
+            torch._foreach_lerp_(mean, current, 1 - warm)
         else:  # batch norm's counter
-            torch._foreach_copy_(average, current)
+            torch._foreach_copy_(mean, current)
 
-    return AveragedModel(model, multi_avg_fn=update, use_buffers=True)  # type: ignore[arg-type]
+    average = AveragedModel(model, multi_avg_fn=update, use_buffers=True)  # type: ignore[arg-type]
+    return average

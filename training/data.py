@@ -133,6 +133,7 @@ def load_data(
     if checked_by is not None:
         looked_at = {name: without_bad(part, skip_bad=skip_bad, world=checked_by) for name, part in splits.items()}
         splits = {name: part for name, part in looked_at.items() if len(part)}
+    _tell_unused(where, splits, is_first=checked_by is None or checked_by.is_first)
     train, val, test = _three_splits(where, splits, recipe, seed)
     drawn = [name for name, part in (("validation", "val"), ("test", "test")) if part not in splits]
     if test is None and "all" not in splits:
@@ -155,6 +156,23 @@ def load_data(
         judged_on_val=test is None,
         held_out=remember(where, judges) if is_drawn else HeldOut(data=where),
     )
+
+
+def _tell_unused(where: str, splits: dict[str, Pictures], *, is_first: bool) -> None:
+    """Splits of other names train nothing, and some may be there for want of a name in a table's row.
+
+    Raises:
+        UserError: if pictures of no split lie beside those that are to train on.
+    """
+    if "train" in splits and "all" in splits:
+        raise UserError(
+            f"{where}: {len(splits['all'])} pictures are of no split, and {len(splits['train'])} of 'train': "
+            "give each picture its split"
+        )
+    unused = {name: len(part) for name, part in splits.items() if name not in ("train", "val", "test", "all")}
+    if unused and is_first:
+        told = ", ".join(f"{count} of {name!r}" for name, count in unused.items())
+        logger.warning("%s: not used, as splits are called train, val and test: %s", where, told)
 
 
 def _three_splits(
@@ -186,19 +204,25 @@ def _three_splits(
 
 
 def _split(pictures: Pictures, share: float, seed: int) -> tuple[Pictures, Pictures]:
-    """The larger and the smaller part; every class in both where pictures have one label and there are enough."""
+    """The larger and the smaller part; every class in both where pictures have one label and there are enough.
+
+    Of a class with one picture, that is in the larger.
+    """
     from sklearn.model_selection import train_test_split  # a second of loading, which split data need not wait for
 
-    classes = [target[0] if len(target) == 1 else -1 for target in pictures.targets]
     smaller = max(1, round(share * len(pictures)))
-    enough = -1 not in classes and min(np.unique(classes, return_counts=True)[1]) >= 2
-    can_stratify = enough and smaller >= len(set(classes))
     if smaller >= len(pictures):
         raise UserError("too few labelled pictures to train on and to hold some out")
+    classes = np.array([target[0] if len(target) == 1 else -1 for target in pictures.targets])
+    names, counts = np.unique(classes, return_counts=True)
+    # The only picture of its class is to train on, if those of the other classes can be shared out.
+    is_alone = np.isin(classes, names[counts == 1])
+    can_stratify = -1 not in names and smaller >= (counts > 1).sum() and smaller < (~is_alone).sum()
+    shared = np.flatnonzero(~is_alone) if can_stratify else np.arange(len(pictures))
     larger, rest = train_test_split(
-        np.arange(len(pictures)), test_size=smaller, random_state=seed, stratify=classes if can_stratify else None
+        shared, test_size=smaller, random_state=seed, stratify=classes[shared] if can_stratify else None
     )
-    return pictures.select(larger), pictures.select(rest)
+    return pictures.select([*larger, *np.setdiff1d(np.arange(len(pictures)), shared)]), pictures.select(rest)
 
 
 class _Samples(Dataset[tuple[Tensor, Tensor]]):

@@ -65,7 +65,7 @@ class World:
         """Whether it is so in one process at least."""
         if self.size == 1:
             return here
-        flag = torch.tensor(int(here), device=self.device)
+        flag = torch.tensor(int(here))  # on the CPU: to learn it from a GPU would wait for all that was given to it
         dist.all_reduce(flag, dist.ReduceOp.MAX)
         return bool(flag)
 
@@ -78,7 +78,7 @@ class World:
 
 @contextmanager
 def joined(device: torch.device) -> Iterator[World]:
-    """The run's processes, connected (NCCL between GPUs, gloo between CPUs) as long as the context lasts."""
+    """The run's processes, connected as long as the context lasts: NCCL for what lies on GPUs, gloo for the rest."""
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
         yield World(device)
@@ -86,7 +86,7 @@ def joined(device: torch.device) -> Iterator[World]:
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
     try:
         yield World(device, dist.get_rank(), size)
     finally:

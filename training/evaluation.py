@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,17 +47,29 @@ class Evaluation:
 
 @torch.inference_mode()
 def predict(
-    model: TResNet, pictures: Pictures, how: Preprocessing, world: World, *, tags: bool, workers: int = 0
-) -> Logits:
-    """``float32 [N, C]`` logits of all pictures in every process; each works on its share of the batches."""
-    model.eval()
-    own = [
-        model(to_input(batch.to(world.device))).float().cpu().numpy()
-        for batch, _ in evaluation_batches(pictures, how, workers, world, tags=tags)
-    ]
+    models: Sequence[TResNet], pictures: Pictures, how: Preprocessing, world: World, *, tags: bool, workers: int = 0
+) -> list[Logits]:
+    """Each model's ``float32 [N, C]`` logits of all pictures in every process; each works on its share of the batches.
+
+    Raises:
+        UserError: if they are not numbers.
+    """
+    for model in models:
+        model.eval()
+    own: list[list[Logits]] = [[] for _ in models]
+    for batch, _ in evaluation_batches(pictures, how, workers, world, tags=tags):
+        x = to_input(batch.to(world.device, non_blocking=True))
+        for answers, model in zip(own, models, strict=True):
+            answers.append(model(x).float().cpu().numpy())
     parts = world.gather(own)
     batches = -(-len(pictures) // EVALUATION_BATCH)
-    return np.concatenate([parts[index % world.size][index // world.size] for index in range(batches)])
+    found = [
+        np.concatenate([parts[index % world.size][place][index // world.size] for index in range(batches)])
+        for place in range(len(models))
+    ]
+    if not all(np.isfinite(logits).all() for logits in found):
+        raise UserError("the network's answers are no numbers: its weights are spoilt, mostly by a high learning rate")
+    return found
 
 
 def to_input(pictures: torch.Tensor, memory_format: torch.memory_format = torch.contiguous_format) -> torch.Tensor:
@@ -127,7 +140,7 @@ def evaluate_checkpoint(
     if not tags and any(len(target) != 1 for target in pictures.targets):
         raise UserError("the data has pictures without a label or with several, and the checkpoint gives one label")
     model = build_model(checkpoint).to(world.device)
-    logits = predict(model, pictures, how, world, tags=tags, workers=workers)
+    [logits] = predict([model], pictures, how, world, tags=tags, workers=workers)
     return judge(facts, logits, all_targets(pictures, tags=tags))
 
 

@@ -18,7 +18,7 @@ import csv
 import gzip
 import json
 import logging
-from collections.abc import Iterator
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,7 @@ from training.pictures import (
 )  # fmt: skip
 from training.shards import read_shards
 from tresnet.errors import UserError
-from tresnet.folders import PICTURE_SUFFIXES
+from tresnet.folders import pictures_below
 
 logger = logging.getLogger(__name__)
 
@@ -63,6 +63,9 @@ def open_pictures(where: str) -> dict[str, Pictures]:
             f"{where} holds no labelled pictures: expected <label>/<picture> folders (perhaps in train/ and val/), "
             "labels.csv, annotations/instances_<split>.json, <split>-*.tar, or a .csv or .parquet file"
         )
+    for pictures in found.values():
+        if repeated := [label for label, count in Counter(pictures.labels).items() if count > 1]:
+            raise UserError(f"{where}: more than one label is called {repeated[0]!r}; names must differ")
     return found
 
 
@@ -97,14 +100,16 @@ def _splits(root: Path) -> dict[str, Path]:
     A label may be called ``train`` or ``test``, too: then its pictures lie right in its folder, beside other labels'.
     """
     called = {SPLITS[folder.name.lower()]: folder for folder in _inside(root) if folder.name.lower() in SPLITS}
-    if all(folder.name.lower() in SPLITS or not any(_pictures(folder)) for folder in _inside(root)):
+    if all(folder.name.lower() in SPLITS or not any(pictures_below(folder)) for folder in _inside(root)):
         return called
     of_labels = {
-        split: folder for split, folder in called.items() if any(any(_pictures(label)) for label in _inside(folder))
+        split: folder
+        for split, folder in called.items()
+        if any(any(pictures_below(label)) for label in _inside(folder))
     }
     if "train" not in of_labels:
         return {}
-    left = [folder.name for folder in _inside(root) if folder not in of_labels.values() and any(_pictures(folder))]
+    left = [folder.name for folder in _inside(root) if folder not in of_labels.values() and any(pictures_below(folder))]
     if left:
         logger.warning("%s: not used, as splits are called train, val and test: %s", root, ", ".join(left))
     return of_labels
@@ -115,16 +120,9 @@ def _inside(root: Path) -> list[Path]:
     return [entry for entry in sorted(root.iterdir()) if entry.is_dir() and not entry.name.startswith(".")]
 
 
-def _pictures(folder: Path) -> Iterator[Path]:
-    """All below ``folder``, in no order."""
-    for file in folder.rglob("*"):
-        if file.suffix.lower() in PICTURE_SUFFIXES and not file.name.startswith("."):
-            yield file
-
-
 def _folders(root: Path) -> Pictures:
     """A folder without pictures is no label."""
-    found = {folder.name: sorted(_pictures(folder)) for folder in _inside(root)}
+    found = {folder.name: list(pictures_below(folder)) for folder in _inside(root)}
     labels = [label for label, files in found.items() if files]
     if empty := [name for name, files in found.items() if not files]:
         logger.warning("%s: no label for want of pictures: %s", root, ", ".join(empty))

@@ -6,8 +6,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import torch
+import torch.nn.functional as F
 from scipy.optimize import minimize_scalar
-from scipy.special import expit, log_softmax, softmax
 
 from tresnet.terms import Task
 
@@ -17,14 +18,15 @@ Logits = npt.NDArray[np.float32]
 
 def to_scores(task: Task, logits: Logits, temperature: float = 1.0) -> Scores:
     """``[N, C]`` logits to scores in 0..1: softmax over the labels, or each label's own sigmoid."""
-    scaled = logits / np.float32(temperature)
-    return np.asarray(softmax(scaled, axis=1) if task == "classify" else expit(scaled), np.float32)
+    scaled = torch.from_numpy(logits) / temperature
+    return (torch.softmax(scaled, dim=1) if task == "classify" else torch.sigmoid(scaled)).numpy()
 
 
 def top_k_accuracy(scores: Scores, classes: npt.NDArray[np.int64], k: int) -> float:
-    """Share of rows of ``[N, C]`` scores whose right class is among the ``k`` highest."""
-    best = np.argsort(-scores, axis=1, kind="stable")[:, :k]
-    return float((best == classes[:, None]).any(axis=1).mean())
+    """Share of rows of ``[N, C]`` scores whose right class is among the ``k`` highest; of equals the first counts."""
+    right = scores[np.arange(len(scores)), classes][:, None]
+    is_before = (scores > right) | ((scores == right) & (np.arange(scores.shape[1]) < classes[:, None]))
+    return float((is_before.sum(axis=1) < k).mean())
 
 
 def average_precision(scores: npt.NDArray[Any], targets: npt.NDArray[Any]) -> float:
@@ -104,14 +106,14 @@ def best_temperature(task: Task, logits: Logits, targets: npt.NDArray[Any]) -> f
     ``targets`` are ``int64 [N]`` classes or 0/1 ``[N, C]``. A prior (log-normal, σ = 1) holds it near 1 where there are
     few of them: a dozen pictures that are all right would have every score be 1.
     """
-    exact = logits.astype(np.float64)
+    exact, right = torch.from_numpy(logits).double(), torch.from_numpy(targets)
 
     def loss(log_temperature: float) -> float:
         scaled = exact / np.exp(log_temperature)
         prior = 0.5 * log_temperature**2 / targets.size
         if task == "classify":
-            return prior - float(log_softmax(scaled, axis=1)[np.arange(len(targets)), targets].mean())
-        return prior + float((np.logaddexp(0.0, scaled) - scaled * targets).mean())
+            return prior + float(F.cross_entropy(scaled, right))
+        return prior + float(F.binary_cross_entropy_with_logits(scaled, right.double()))
 
     found = minimize_scalar(loss, bounds=(np.log(0.05), np.log(20.0)), method="bounded")
     return round(float(np.exp(found.x)), 4)

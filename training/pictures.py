@@ -41,6 +41,7 @@ _FAULTS = (
     csv.Error, tarfile.TarError, zlib.error,
 )  # fmt: skip
 """What data of another form than expected may raise."""
+_AT_ONCE = 4096
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,9 @@ def without_bad(pictures: Pictures, *, skip_bad: bool, world: World) -> Pictures
 
     with ThreadPoolExecutor() as pool:
         own = range(world.rank, len(pictures), world.size)
-        told = bar(pool.map(fault, own), "looking at every picture", len(own), silent=not world.is_first)
+        parts = (own[start : start + _AT_ONCE] for start in range(0, len(own), _AT_ONCE))  # not a million of futures
+        reasons = (reason for part in parts for reason in pool.map(fault, part))
+        told = bar(reasons, "looking at every picture", len(own), silent=not world.is_first)
         mine = {index: reason for index, reason in zip(own, told, strict=True) if reason}
     faults = dict(sorted(item for part in world.gather(mine) for item in part.items()))
     if not faults:

@@ -30,7 +30,7 @@ class Recipe:
     """Pictures in one step, over all processes and all parts of an accumulated step."""
     epochs: int
     fits_small_data: bool = False
-    """Whether the batch shrinks where pictures are few, until an epoch has eight steps or a batch eight pictures."""
+    """Whether the batch shrinks where pictures are few, until an epoch has eight steps or a process eight pictures."""
     wants_init: bool = False
     """Whether its score is one from weights that were trained before."""
     pictures_per_epoch: int | None = None
@@ -69,7 +69,10 @@ class Recipe:
     def fitted(self, pictures: int, processes: int = 1) -> Recipe:
         """The recipe for so many training pictures; a batch can still be cut into the parts of an accumulated step."""
         batch_size, parts = self.batch_size, processes * self.accumulate
-        while self.fits_small_data and pictures < 8 * batch_size and batch_size >= 16 and batch_size // 2 % parts == 0:
+        while self.fits_small_data and batch_size >= 16 and batch_size // 2 % parts == 0:
+            steps_are_few, norms_have_enough = pictures < 8 * batch_size, batch_size // 2 >= 8 * parts
+            if not (steps_are_few and norms_have_enough) and pictures >= batch_size:
+                break
             batch_size //= 2
         return replace(self, batch_size=batch_size)
 

@@ -29,7 +29,7 @@ class _Member:
 def read_shards(root: Path, shards: list[Path]) -> dict[str, Pictures]:
     """The shards' members, found once by their headers and then read in any order: no shuffle buffer is needed."""
     names_file = root / "labels.txt"
-    names = names_file.read_text(encoding="utf-8").splitlines() if names_file.exists() else None
+    names = names_file.read_text(encoding="utf-8-sig").rstrip().splitlines() if names_file.exists() else None
     found: dict[str, list[tuple[str, _Member, list[str]]]] = {}
     for shard in bar(shards, "indexing shards", len(shards)):
         split = split_of(shard.stem.split("-")[0])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,10 +19,11 @@ from torch.nn.parallel import DistributedDataParallel
 from training.augment import mix, smoothed_one_hot
 from training.average import moving_average
 from training.card import Making, device_name
-from training.data import DataSet, all_targets
+from training.data import DataSet, Targets, all_targets
 from training.distributed import World
 from training.evaluation import calibrate, judge, predict, to_input
 from training.losses import asymmetric_loss
+from training.metrics import Logits
 from training.optimizer import create_optimizer, create_schedule
 from training.recipes import Recipe
 from training.runlog import RunLog
@@ -69,6 +70,8 @@ class Trainer:
             raise UserError(f"{few} training pictures are fewer than a batch: give {recipe.batch_size}{smaller}")
         if recipe.batch_size % (world.size * recipe.accumulate):
             raise UserError(f"a batch of {recipe.batch_size} cannot be shared by {world.size} × {recipe.accumulate}")
+        if world.device.type == "cuda":
+            torch.backends.cudnn.benchmark = True  # every step has the same shapes
         norm = resolve_norm(run.norm, world.device)
         self.facts = ModelFacts(
             arch=recipe.arch,
@@ -142,7 +145,7 @@ class Trainer:
         """One step of the optimizer on this process's share of a batch; the figures are for the log.
 
         Raises:
-            UserError: if the loss is no longer a number.
+            UserError: if the loss is no longer a number; the weights are spoilt then, and are not to be saved.
         """
         started, recipe, device = time.perf_counter(), self.recipe, self.world.device
         self.model.train()
@@ -153,16 +156,14 @@ class Trainer:
             y = smoothed_one_hot(y, len(self.data.labels), recipe.label_smoothing)  # [B, C]
         random = np.random.default_rng([self.run.seed, 0, self.step, self.world.rank])
         x, y = mix(x, y, mixup=recipe.mixup, cutmix=recipe.cutmix, random=random)
-        total = 0.0
+        total = torch.zeros((), device=device)
         for part, (part_x, part_y) in enumerate(
             zip(x.chunk(recipe.accumulate), y.chunk(recipe.accumulate), strict=True)
         ):
             with self._gathers_gradients(part == recipe.accumulate - 1):
-                loss = self._loss(part_x, part_y)
-                self.scaler.scale(loss * self._loss_share()).backward()
-            total += loss.item() / (recipe.accumulate if recipe.task == "classify" else 1)
-        if not np.isfinite(total):
-            raise UserError(f"the loss is {total} at step {self.step + 1}: lower the learning rate")
+                loss = self._loss(part_x, part_y) * self._loss_share()
+                self.scaler.scale(loss).backward()
+            total += loss.detach()
         if recipe.clip_norm is not None:
             self.scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(self.model.parameters(), recipe.clip_norm)
@@ -173,8 +174,11 @@ class Trainer:
         if self.average is not None:
             self.average.update_parameters(self.model)
         self.step += 1
+        # Read last: a GPU is waited for here, with all of the step's work given to it.
+        if not np.isfinite(told := total.item()):
+            raise UserError(f"the loss is {told} at step {self.step}: lower the learning rate")
         speed = len(pictures) * self.world.size / (time.perf_counter() - started)
-        return {"loss": total, "lr": lr, "images_per_s": round(speed, 1)}
+        return {"loss": told, "lr": lr, "images_per_s": round(speed, 1)}
 
     def _loss(self, x: Tensor, y: Tensor) -> Tensor:
         dtype = AUTOCAST.get(self.recipe.precision)
@@ -196,33 +200,57 @@ class Trainer:
             yield
 
     def end_epoch(self, best: Path) -> dict[str, float]:
-        """Judge the weights and their average on the validation pictures; the best so far go to ``best``."""
+        """Judge the weights and their average on the validation pictures; the best so far go to ``best``.
+
+        Raises:
+            UserError: if they no longer answer with numbers.
+        """
         self.world.share_buffers(self.model)
         candidates: dict[str, TResNet] = {"": self.model}
         if self.average is not None:
-            self.world.share_buffers(self.average)
+            self.world.share_buffers(self.average.module)
             candidates["ema_"] = self.average.module  # type: ignore[assignment]
         tags = self.recipe.task == "tag"
-        targets = all_targets(self.data.val, tags=tags)
-        told: dict[str, float] = {}
-        for prefix, model in candidates.items():
-            logits = predict(
-                model, self.data.val, self.facts.preprocessing, self.world, tags=tags, workers=self.run.workers
-            )
+        answers = predict(
+            [*candidates.values()],
+            self.data.val,
+            self.facts.preprocessing,
+            self.world,
+            tags=tags,
+            workers=self.run.workers,
+        )
+        judged = self.world.of_first(lambda: self._judge(candidates, answers, all_targets(self.data.val, tags=tags)))
+        main = "map" if tags else "top1"
+        chosen = max(reversed(judged), key=lambda prefix: judged[prefix][1][main])  # of equals the average
+        facts, figures = judged[chosen]
+        if figures[main] >= self.best_score:  # of equals the later, which has seen more
+            self.best_score = figures[main]
+            if self.world.is_first:
+                weights = _on_cpu(candidates[chosen].state_dict())
+                save_checkpoint(best, facts, weights, held_out=self.data.held_out)
+        return {f"{prefix}{name}": value for prefix, (_, own) in judged.items() for name, value in own.items()}
+
+    def _judge(
+        self, candidates: Iterable[str], answers: Sequence[Logits], targets: Targets
+    ) -> dict[str, tuple[ModelFacts, dict[str, float]]]:
+        """Each candidate's facts, calibrated, and its figures."""
+        judged = {}
+        for prefix, logits in zip(candidates, answers, strict=True):
             facts = calibrate(self.facts, logits, targets)
-            figures = judge(facts, logits, targets).figures
-            told |= {f"{prefix}{name}": value for name, value in figures.items()}
-            score = figures["map" if tags else "top1"]
-            if score >= self.best_score:  # of equals the later, which has seen more
-                self.best_score = score
-                if self.world.is_first:
-                    save_checkpoint(best, facts, _on_cpu(model.state_dict()), held_out=self.data.held_out)
-        return told
+            judged[prefix] = facts, judge(facts, logits, targets).figures
+        return judged
 
     def save(self, last: Path) -> None:
-        """All that :meth:`resume` needs, written by the first process."""
+        """All that :meth:`resume` needs, written by the first process.
+
+        Raises:
+            UserError: if the weights are no numbers any more; what was saved before stays.
+        """
         if not self.world.is_first:
             return
+        weights = _on_cpu(self.model.state_dict())
+        if not all(torch.isfinite(value).all() for value in weights.values()):
+            raise UserError(f"the weights are no numbers any more after step {self.step}: lower the learning rate")
         training = {
             "step": self.step,
             "seconds": self.seconds,
@@ -236,7 +264,7 @@ class Trainer:
             "average": self.average.state_dict() if self.average is not None else None,
             "rng": torch.get_rng_state(),
         }
-        save_checkpoint(last, self.facts, _on_cpu(self.model.state_dict()), training, held_out=self.data.held_out)
+        save_checkpoint(last, self.facts, weights, training, held_out=self.data.held_out)
 
     def resume(self, checkpoint: Checkpoint) -> None:
         """Go on where ``checkpoint`` was saved.

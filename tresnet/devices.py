@@ -7,11 +7,13 @@ from pathlib import Path
 
 import torch
 
+from tresnet.cores import usable_cores
 from tresnet.errors import UserError
 from tresnet.terms import Precision
 
 _BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}
 """As /proc/cpuinfo of x86 and Arm names them."""
+_MOST_LOADING = 16
 
 
 def choose_device(wanted: str = "auto") -> torch.device:
@@ -27,8 +29,9 @@ def choose_device(wanted: str = "auto") -> torch.device:
 
 
 def loading_processes(device: torch.device) -> int:
-    """How many processes should load pictures: none beside a CPU that is busy itself."""
-    return 0 if device.type == "cpu" else min(8, os.cpu_count() or 1)
+    """How many processes should load pictures: none beside a CPU that is busy itself, else a core each."""
+    runs_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return 0 if device.type == "cpu" else max(1, min(_MOST_LOADING, usable_cores() // runs_here))
 
 
 def native_precision() -> Precision:
