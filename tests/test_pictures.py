@@ -8,6 +8,7 @@ import io
 import json
 import os
 import tarfile
+import warnings
 from collections import Counter
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from training.augment import Augmentation, mix
 from training.data import _split, _Steps, load_data
 from training.distributed import World
 from training.layouts import open_pictures
-from training.pictures import Pictures, encode_png, in_memory, without_bad
+from training.pictures import Pictures, encode_png, from_paths, in_memory, without_bad
 from training.recipes import find_recipe
 from tresnet.errors import UserError
 from tresnet.picture import Preprocessing
@@ -148,7 +149,7 @@ def test_tables_as_people_and_spreadsheets_write_them(tmp_path: Path) -> None:
     ):
         parquet.write_table(pa.table({"path": list("abcd"), "labels": labels}), tmp_path / "lists.parquet")
         found = open_pictures(str(tmp_path / "lists.parquet"))
-        assert (found["all"].labels, found["all"].targets) == (["cat", "dog"], targets)
+        assert (found["all"].labels, [*found["all"].targets]) == (["cat", "dog"], targets)
 
 
 def test_coco(tmp_path: Path) -> None:
@@ -214,7 +215,7 @@ def test_the_only_picture_of_its_class_is_to_train_on() -> None:
     pictures = in_memory(["a", "b", "c"], [b""] * len(classes), [[number] for number in classes])
     larger, smaller = _split(pictures, 0.1, seed=0)
     assert sorted(Counter(target[0] for target in smaller.targets).items()) == [(0, 3), (1, 3)]
-    assert sorted(larger.names + smaller.names) == list(pictures.names)
+    assert sorted([*larger.names, *smaller.names]) == list(pictures.names)
 
 
 def test_a_data_set_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -305,6 +306,26 @@ def test_pictures_that_cannot_be_read_are_named_or_skipped(tmp_path: Path) -> No
     with pytest.raises(UserError, match=r"2 of 8 pictures cannot be read(.|\n)*cut\.png(.|\n)*text\.jpg"):
         without_bad(pictures, skip_bad=False, world=alone)
     assert told(without_bad(pictures, skip_bad=True, world=alone)) == [(png, ["cat"]) for png in PNGS]
+
+
+def test_a_forked_process_copies_no_list_of_pictures() -> None:
+    many = 200_000
+    places = [Path(f"/data/train/label/{number:08}.jpg") for number in range(many)]
+    pictures = from_paths(["a", "b"], places, [[number % 2] for number in range(many)]).select(range(many - 1, -1, -1))
+    assert (pictures.names[1], pictures.targets[1]) == ("/data/train/label/00199998.jpg", [0])
+
+    def own_kib() -> int:
+        [line] = [line for line in Path("/proc/self/smaps_rollup").read_text().splitlines() if "Private_Dirty" in line]
+        return int(line.split()[1])
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of threads, none of which the child needs
+        child = os.fork()
+    if not child:
+        before = own_kib()
+        read = sum(len(pictures.names[index]) + len(pictures.targets[index]) for index in range(many))
+        os._exit(0 if read == many * 31 and own_kib() - before < 8 * 1024 else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 def test_variations_follow_from_their_numbers_alone() -> None:

@@ -24,6 +24,7 @@ from rich.console import Console
 from rich.progress import track
 
 from training.distributed import World
+from training.many import Chosen, IndexLists, Texts
 from tresnet.errors import UserError
 from tresnet.picture import PictureError, Preprocessing, prepare
 
@@ -59,9 +60,9 @@ class Pictures:
 
     def select(self, chosen: Iterable[int]) -> Pictures:
         """Those at the indices ``chosen``, in that order."""
-        kept, read = [int(index) for index in chosen], self.read
+        which, read = np.fromiter(chosen, np.int64), self.read
         return Pictures(
-            self.labels, [self.names[i] for i in kept], [self.targets[i] for i in kept], lambda index: read(kept[index])
+            self.labels, Chosen(self.names, which), Chosen(self.targets, which), lambda index: read(int(which[index]))
         )
 
     def relabelled(self, labels: list[str], *, of: str = "the checkpoint", by_order: bool = False) -> Pictures:
@@ -83,7 +84,8 @@ class Pictures:
             names = ", ".join(unknown[:5])
             raise UserError(f"labels of pictures that {of} does not have: {names}; it has {', '.join(labels[:5])}")
         place = {index: labels.index(self.labels[index]) for index in used}
-        return replace(self, labels=labels, targets=[[place[index] for index in target] for target in self.targets])
+        targets = IndexLists([place[index] for index in target] for target in self.targets)
+        return replace(self, labels=labels, targets=targets)
 
 
 def in_memory(labels: list[str], files: list[bytes], targets: Sequence[Sequence[int]]) -> Pictures:
@@ -141,7 +143,8 @@ def without_bad(pictures: Pictures, *, skip_bad: bool, world: World) -> Pictures
 
 def from_paths(labels: list[str], paths: list[Path], targets: list[list[int]]) -> Pictures:
     """Files as they lie on the disk."""
-    return Pictures(labels, [str(path) for path in paths], targets, lambda index: paths[index].read_bytes())
+    names = Texts(map(str, paths))
+    return Pictures(labels, names, IndexLists(targets), lambda index: Path(names[index]).read_bytes())
 
 
 @contextmanager

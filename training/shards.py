@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from training.many import IndexLists, Texts
 from training.pictures import Pictures, as_list, bar, in_order, reading, split_of
 from tresnet.folders import PICTURE_SUFFIXES
 
@@ -39,8 +42,15 @@ def read_shards(root: Path, shards: list[Path]) -> dict[str, Pictures]:
     place = {label: index for index, label in enumerate(labels)}
 
     def pictures(entries: list[tuple[str, _Member, list[str]]]) -> Pictures:
-        targets = [[place[label] for label in own] for _, _, own in entries]
-        return Pictures(labels, [name for name, _, _ in entries], targets, lambda index: entries[index][1].read())
+        targets = IndexLists([place[label] for label in own] for _, _, own in entries)
+        number = {shard: index for index, shard in enumerate(shards)}
+        members = np.array([(number[at.shard], at.offset, at.size) for _, at, _ in entries], np.int64)  # [N, 3]
+
+        def read(index: int) -> bytes:
+            shard, offset, size = members[index].tolist()
+            return _Member(shards[shard], offset, size).read()
+
+        return Pictures(labels, Texts(name for name, _, _ in entries), targets, read)
 
     return {split: pictures(entries) for split, entries in found.items()}
 
