@@ -135,9 +135,10 @@ class ModelWatch:
             await self._triton.clear_away()
         try:
             index = await self._index()
-            configs = {
-                name: await self._config(name) for name in sorted({row[0] for row in index if row[2] == "READY"})
-            }
+            ready: dict[str, list[str]] = {}
+            for name, version in sorted(_ready(index)):
+                ready.setdefault(name, []).append(version)
+            configs = {name: await self._config(name, versions) for name, versions in ready.items()}
         except ServiceError as error:
             self._lose_triton(error.detail)
             return
@@ -167,16 +168,15 @@ class ModelWatch:
                 break
         return index
 
-    async def _config(self, name: str) -> pb.ModelConfig | None:
-        """Of a Triton that has all of its versions that are live, if there is one; None if the model has gone."""
-        live = [version for model, version in self._catalogue.live if model == name]
+    async def _config(self, name: str, versions: list[str]) -> pb.ModelConfig | None:
+        """Of a Triton that has these versions, as the one has that gave the index; None if the model has gone."""
         config = None
         for _ in range(_LOOKS_FOR_LIVE):
             try:
                 config = await self._triton.config(name)
             except (ModelNotReadyError, TritonAnswerError):
                 continue
-            if all(describes(config, version) for version in live):
+            if all(describes(config, version) for version in versions):
                 break
         return config
 
@@ -197,7 +197,7 @@ class ModelWatch:
             if config is None:
                 continue
             watched = self._watched.get(key)
-            if watched is not None and watched.config != config:
+            if watched is not None and watched.config != config and describes(config, key[1]):
                 if watched.contract != _contract_or_none(config, key[1]):
                     self._forget(key)
                     watched = None

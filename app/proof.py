@@ -30,7 +30,7 @@ class Proof:
         Raises:
             ServiceError: if Triton does not give them, or not those that the model was exported with.
         """
-        labels = await self.triton.labels(contract)
+        labels = await in_turn(lambda: self.triton.labels(contract))
         if labels_digest(labels) != contract.labels_sha256:
             raise TritonAnswerError("its labels are not those it was exported with")
         return labels
