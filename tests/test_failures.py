@@ -18,7 +18,7 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
-from conftest import Server, command, is_running, running_server, start_server, until
+from conftest import BREAKS_WHILE, Server, command, is_running, running_server, start_server, until
 from test_reload import add_facts, copy_version
 
 from training.pictures import encode_png
@@ -155,6 +155,28 @@ def test_one_picture_without_a_score_fails_alone_and_a_model_that_hangs_in_a_run
         written = (tmp_path / "logs" / "triton.log").read_text()
         assert "a run has not ended for 4 s" in written
         assert " in run_or_hang\n" in written.split("a run has not ended")[1], "where it hung"
+
+
+def test_a_model_that_answers_nowhere_takes_none_of_the_others_from_a_load_balancer(
+    models: Path, digit_files: list[bytes], tmp_path: Path
+) -> None:
+    mark = tmp_path / "broken"
+    shutil.copytree(models / "model_repository", tmp_path / "model_repository")
+    with (tmp_path / "model_repository" / "tagger" / "1" / "model.py").open("a") as file:
+        file.write(BREAKS_WHILE.format(mark))
+    with running_server(tmp_path, golden_check_s=1) as server:
+
+        def ready(query: str = "") -> int:
+            return httpx.get(f"{server.url}/readyz{query}", timeout=30).status_code
+
+        assert (ready("?models=any"), server.metric("tresnet_ready")) == (200, 1)
+        mark.touch()
+        until(lambda: ready() == 503, "it is noticed")
+        assert (ready("?models=any"), server.metric("tresnet_ready")) == (200, 0)
+        assert httpx.post(f"{server.url}/classify", content=digit_files[0], timeout=30).status_code == 200
+        mark.unlink()
+        until(lambda: ready() == 200, "it is asked again")
+        until(lambda: server.metric("tresnet_ready") == 1, "and counted")
 
 
 def test_a_model_that_dies_unasked_is_not_called_ready(models: Path) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from conftest import Server, is_running, processes, run_tresnet, start_server, until
+from conftest import BREAKS_WHILE, Server, is_running, processes, run_tresnet, start_server, until
 from tritonclient.grpc import InferenceServerClient
 from tritonclient.utils import InferenceServerException
 
@@ -219,22 +219,15 @@ def test_tritons_with_one_version_each_take_nothing_out_of_service(
         until(lambda: asked() == (200, other), "the other version serves", 30)
 
 
-_BREAKS = """
-answer = TritonPythonModel.answer
-def answer_unless_broken(self, request):
-    if Path("{}").exists():
-        raise RuntimeError("CUDA error: an illegal memory access was encountered")
-    return answer(self, request)
-TritonPythonModel.answer = answer_unless_broken
-"""
-
-
 def test_a_triton_that_answers_wrongly_takes_no_version_out(
     models: Path, digit_files: list[bytes], tmp_path: Path
 ) -> None:
     """It calls itself ready, as one does whose GPU is broken."""
     mark = tmp_path / "broken"
-    repositories = [_repository(tmp_path / "a", models), _repository(tmp_path / "b", models, code=_BREAKS.format(mark))]
+    repositories = [
+        _repository(tmp_path / "a", models),
+        _repository(tmp_path / "b", models, code=BREAKS_WHILE.format(mark)),
+    ]
     settings = {"golden_check_s": 1, "triton_poll_ms": 200}
     with _running(repositories, tmp_path) as tritons, _in_front_of(tritons, models, **settings) as server:
         mark.touch()
