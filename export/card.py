@@ -27,9 +27,8 @@ def version_card(
     if own is not None and not own.strip():
         raise UserError("the model card of your own is empty: leave --card out for the run's")
     text = own or checkpoint.card or _short_card(checkpoint, labels, how)
-    card = f"{text.rstrip()}\n\n## Export\n\n" + "".join(
-        f"- {line}\n" for line in _export(checkpoint, labels, how, precision)
-    )
+    lines = _export(checkpoint, labels, how, precision, has_old_labels=text == checkpoint.card)
+    card = f"{text.rstrip()}\n\n## Export\n\n" + "".join(f"- {line}\n" for line in lines)
     if len(card) > MAX_CARD_CHARACTERS:
         raise UserError(f"the model card has {len(card):,} characters; at most {MAX_CARD_CHARACTERS:,} travel along")
     return card
@@ -48,7 +47,10 @@ def _short_card(checkpoint: Checkpoint, labels: list[str], how: Preprocessing) -
     return "\n".join(sections)
 
 
-def _export(checkpoint: Checkpoint, labels: list[str], how: Preprocessing, precision: Precision) -> Iterator[str]:
+def _export(
+    checkpoint: Checkpoint, labels: list[str], how: Preprocessing, precision: Precision, *, has_old_labels: bool
+) -> Iterator[str]:
+    """The section's lines; ``has_old_labels`` is whether the text above them names the checkpoint's labels."""
     facts = checkpoint.facts
     yield f"Source: `{checkpoint.path.name}`, SHA-256 `{checkpoint.sha256}`"
     yield (
@@ -60,4 +62,4 @@ def _export(checkpoint: Checkpoint, labels: list[str], how: Preprocessing, preci
         words = ", ".join(f"{name.replace('_', ' ')} {getattr(how, name)}" for name in changed)
         yield f"Serves with other preprocessing than the network was trained for, which was not measured: {words}"
     if labels != facts.labels:
-        yield "Labels were renamed at export: those above are the checkpoint's"
+        yield "Labels were renamed at export" + (": those above are the checkpoint's" if has_old_labels else "")

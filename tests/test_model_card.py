@@ -148,12 +148,24 @@ def test_a_card_of_ones_own_and_what_the_export_changed(tmp_path: Path) -> None:
     own = card("own", "--card", "own.md", "--labels", "names", "--image-size", 40)
     assert own.startswith("# Mine\n\nFor lilies alone.\n")
     assert re.search(r"not measured: image size 40\n", own)
-    assert "renamed" in own
+    assert "- Labels were renamed at export\n" in own
     short = card("short")
     assert r"a\|b, &lt;b> \*c\* \[d]" in short
     assert not re.search("renamed|other preprocessing", short)
+    renamed = card("renamed", "--labels", "names")
+    assert "2 labels: lily, rose\n" in renamed
+    assert "- Labels were renamed at export\n" in renamed
     for file, word in (("long.md", "characters"), ("empty.md", "empty")):
         refused = call_tresnet(*base, "--name", "refused", "--card", file, cwd=tmp_path)
         assert (refused.returncode, len(refused.stderr.strip().splitlines())) == (2, 1)
         assert word in refused.stderr
         assert not (tmp_path / "model_repository" / "refused").exists()
+
+
+def test_a_runs_card_names_the_labels_that_were_renamed_as_the_checkpoints(tmp_path: Path, models: Path) -> None:
+    (tmp_path / "names").write_text("".join(f"number {digit}\n" for digit in range(10)))
+    options = ("--task", "classify", "--name", "digits", "--labels", "names", "--max-batch-size", 2)
+    done = run_tresnet("export", models / "runs" / "digits" / "best.pt", *options, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    card = (tmp_path / "model_repository" / "digits" / "1" / "model_card.md").read_text()
+    assert "- Labels were renamed at export: those above are the checkpoint's\n" in card
