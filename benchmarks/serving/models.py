@@ -65,7 +65,8 @@ def build_model(
         network, features = OneConvolution(), OneConvolution.num_features
     else:
         variant = VARIANTS[kind]
-        network, features = fold_norms(TResNet(variant, linear_head(variant.num_features, NUM_CLASSES))), 2048
+        features = variant.num_features
+        network = fold_norms(TResNet(variant, linear_head(features, NUM_CLASSES)))
     network.eval()
     how = Preprocessing(image_size=image_size, crop_pct=0.875)
     program = ServingProgram(network, "classify", Normalisation(), 1.0, DTYPES[precision]).eval().requires_grad_(False)
