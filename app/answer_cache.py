@@ -54,7 +54,7 @@ class AnswerCache:
         self._bytes = 0
 
     def key(self, model: ServedModel, data: bytes, parameters: Parameters) -> Key | None:
-        """Under which an answer can be kept; None where none is."""
+        """What an answer is found again by; None where no answers are kept."""
         if self._max_bytes == 0:
             return None
         return model, hashlib.blake2b(data, digest_size=32).digest(), parameters.embedding, parameters.explain

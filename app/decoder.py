@@ -174,7 +174,7 @@ class Decoder:
         self._dispatch()
 
     def _give_up(self, own: _Process) -> None:
-        """Its end, which is then read, replaces it."""
+        """Kill a process that takes too long; :meth:`_read` sees that it has ended, and replaces it."""
         logger.warning("a decoding process takes too long to %s", "decode a picture" if own.job else "start")
         if own.job is not None and not own.job.answer.done():
             own.job.answer.set_exception(DeadlineError())

@@ -46,7 +46,7 @@ async def cancelled_if_client_leaves(request: Request) -> AsyncIterator[None]:
 
 
 class UnreadBodies:
-    """The outermost layer: an answer that comes before the end of its request's body closes the connection.
+    """The outermost of our own layers: an answer that comes before the end of its request's body closes the connection.
 
     What the client still sends is read for a while, and forgotten, so that it sees the answer rather than a reset.
     """

@@ -35,7 +35,10 @@ _SECURITY_HEADERS = [
 
 
 class RequestFrame:
-    """The outermost of our own layers; ``routes`` are the paths that may become a metric's label."""
+    """Around the routes and their keys; ``routes`` are the paths that may become a metric's label.
+
+    Outside of it lie only layers that see to connections and to CORS: see ``_add_layers`` in :mod:`app.api`.
+    """
 
     def __init__(self, app: ASGIApp, metrics: Metrics, tracing: Tracing, routes: Collection[str]) -> None:
         self.app = app

@@ -86,7 +86,7 @@ class _Model:
     start: IdleStart | None = None
     """Of the load that is under way, or was the last."""
     processes: int = 0
-    """That each loaded version ought to have; 0 while that is not known."""
+    """How many each loaded version ought to have; 0 while that is not known."""
     revivals: int = 0
     revival_pause_s: float = _FIRST_REVIVAL_S
     revived_at: float = 0.0

@@ -37,10 +37,10 @@ class BoundedHeadProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._start_timer()
+        self._start_head_timer()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._stop_timer()
+        self._stop_head_timer()
         self._stop_unread_timer()
         super().connection_lost(exc)
         if self._answering is not None:  # uvicorn tells the last request alone, which may wait behind this one
@@ -58,7 +58,7 @@ class BoundedHeadProtocol(HttpToolsProtocol):
         if self._head_bytes > _MAX_HEAD_BYTES and not self.transport.is_closing():
             self.send_400_response(f"the head of the request has more than {_MAX_HEAD_BYTES:,} bytes")
         if self._in_head and self._answering is None:  # behind another request, nobody hurries a head
-            self._start_timer()
+            self._start_head_timer()
 
     def _feed(self, data: bytes) -> None:
         while data:
@@ -108,7 +108,7 @@ class BoundedHeadProtocol(HttpToolsProtocol):
         if len(self.pipeline) >= _MOST_WAITING:
             self.transport.close()
             raise httptools.HttpParserError
-        self._stop_timer()
+        self._stop_head_timer()
         self._head_has_begun = self._in_head = False
         self._head_bytes = 0
         super().on_headers_complete()
@@ -131,7 +131,7 @@ class BoundedHeadProtocol(HttpToolsProtocol):
         self._answering = None
         super().on_response_complete()
         if self._answering is None and self._head_has_begun:
-            self._start_timer()
+            self._start_head_timer()
 
     def shutdown(self) -> None:
         """Close what is idle without a farewell: under TLS an idle client's own would be waited for, for 30 s."""
@@ -166,11 +166,11 @@ class BoundedHeadProtocol(HttpToolsProtocol):
             self._unread_timer.cancel()
             self._unread_timer = None
 
-    def _start_timer(self) -> None:
+    def _start_head_timer(self) -> None:
         if self._head_timer is None:
             self._head_timer = self.loop.call_later(_HEAD_TIMEOUT_S, self.transport.close)
 
-    def _stop_timer(self) -> None:
+    def _stop_head_timer(self) -> None:
         if self._head_timer is not None:
             self._head_timer.cancel()
             self._head_timer = None

@@ -33,8 +33,8 @@ from tresnet.errors import UserError
 _ENOUGH_DESCRIPTORS = 2**16
 _WORKER_HEALTHCHECK_S = 15
 _OBJECTS_PER_COLLECTION = 20_000
-"""Requests leave no circles behind, for which Python looks, as a rule, whenever there are 700 new objects: always, with
-hundreds of requests in flight, and for a fifth of this process's time."""
+"""Requests leave no reference cycles behind, for which Python looks, as a rule, whenever there are 700 new objects:
+always, with hundreds of requests in flight, and for a fifth of this process's time."""
 _BUNDLED_IN_FLIGHT = 1
 """A second one would only wait there (docs/decisions/0004-batch-when-busy.md)."""
 

@@ -1,4 +1,7 @@
-"""The one place that speaks to Triton: gRPC, asyncio, one channel a process."""
+"""What a gateway process asks of Triton: gRPC, asyncio, one channel a process.
+
+Models are loaded and unloaded by :mod:`app.model_control`; shared memory is registered by :mod:`app.shared_memory`.
+"""
 
 from __future__ import annotations
 

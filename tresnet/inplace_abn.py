@@ -1,11 +1,11 @@
-"""In-place activated batch norm: one layer, two implementations, and the way back to batch norm.
+"""In-place activated batch norm: one layer in two implementations, and the way back to batch norm.
 
 ``y = activation(γ̂ · x̂ + β)`` with ``γ̂ = |weight| + eps``. Only the *output* is kept for the backward
 pass, which inverts the activation and the affine map to find ``x̂`` again. A convolution followed by this
 layer therefore saves one tensor where batch norm and activation save two (Rota Bulò et al., CVPR 2018;
 TResNet, WACV 2021, section 2.2).
 
-Implementations behind :func:`make_norm`:
+The norm layers that one may choose, whose classes :func:`norm_class` gives:
 
 ``own``      :class:`InPlaceABN`, in plain PyTorch, on any device, under autocast too; on CUDA by fused kernels
              (:mod:`tresnet.kernels`).
