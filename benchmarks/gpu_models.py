@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -24,9 +24,9 @@ from benchmarks.serving.report import TINY_NOTE, machine
 from export.program import DTYPES
 from tresnet.checkpoint import build_model, load_checkpoint
 from tresnet.fused import kernels_work
-from tresnet.inplace_abn import Norm, norm_class
+from tresnet.inplace_abn import norm_class
 from tresnet.model import TResNet
-from tresnet.terms import Precision
+from tresnet.terms import PRECISIONS, Norm, Precision
 
 PAPER = {"inference": 2930 / 2830, "training": 730 / 805, "largest_train_batch": 512 / 288}
 """TResNet-M's figures over ResNet50's in the paper, on a V100 of 16 GB."""
@@ -45,8 +45,8 @@ class Options:
     device: torch.device
     networks: list[str] | None = None
     programs: list[str] | None = None
-    precisions: tuple[Precision, ...] = ("fp32", "fp16", "bf16")
-    precision: Literal["fp32", "fp16", "bf16"] = "fp16"
+    precisions: tuple[Precision, ...] = PRECISIONS
+    precision: Precision = "fp16"
     """Of autocast, for the networks."""
     norm: Norm = "own"
     image_size: int = 224

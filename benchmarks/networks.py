@@ -11,8 +11,9 @@ from torch import nn
 
 from benchmarks.timm_models import timm_model
 from tresnet.heads import linear_head
-from tresnet.inplace_abn import BatchNormAct, Norm
+from tresnet.inplace_abn import BatchNormAct
 from tresnet.model import VARIANTS, TResNet, Variant
+from tresnet.terms import Norm
 
 NUM_CLASSES = 1000
 M = VARIANTS["tresnet_m"]

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 from rich.table import Table
 
 from commands.console import console, fails_with_2, out
-from tresnet.terms import Precision
+from tresnet.terms import PRECISIONS, Norm, Precision
 
 Write = Annotated[
     Path | None,
@@ -37,9 +37,9 @@ def gpu_models(
         str | None,
         typer.Option(help="Only these forms of the serving program, split by commas; '' for none.", metavar="NAMES"),
     ] = None,
-    precisions: Annotated[str, typer.Option(help="Of the serving program, split by commas.")] = "fp32,fp16,bf16",
+    precisions: Annotated[str, typer.Option(help="Of the serving program, split by commas.")] = ",".join(PRECISIONS),
     precision: Annotated[Precision, typer.Option(help="Of the networks, by autocast.")] = "fp16",
-    norm: Annotated[Literal["auto", "package", "own", "bn"], typer.Option(help="InPlace-ABN of the networks.")] = "own",
+    norm: Annotated[Norm, typer.Option(help="InPlace-ABN of the networks.")] = "own",
     image_size: Annotated[int, typer.Option(min=32, help="Side of the pictures, in pixels.")] = 224,
     batch_limit: Annotated[int, typer.Option(min=2, help="No batch is larger.")] = 8192,
     serving_batch: Annotated[int, typer.Option(min=1, help="Pictures in a run of the serving program.")] = 64,
@@ -164,10 +164,10 @@ def _names(text: str | None) -> list[str] | None:
 def _precision(name: str) -> Precision:
     from tresnet.errors import UserError
 
-    known: dict[str, Precision] = {"fp32": "fp32", "fp16": "fp16", "bf16": "bf16"}
-    if name.strip() not in known:
-        raise UserError(f"--precisions takes {', '.join(known)}, not {name!r}")
-    return known[name.strip()]
+    for precision in PRECISIONS:
+        if name.strip() == precision:
+            return precision
+    raise UserError(f"--precisions takes {', '.join(PRECISIONS)}, not {name!r}")
 
 
 def _numbers(text: str, option: str) -> tuple[int, ...]:

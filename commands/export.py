@@ -8,13 +8,9 @@ from typing import Annotated, Literal
 import typer
 
 from commands.console import console, fails_with_2
-from tresnet.terms import Task
+from tresnet.terms import Arch, Interpolation, Precision, ProgramFormat, ResizeMode, Task
 
-Interpolation = Literal["bilinear", "bicubic"]
-ResizeMode = Literal["crop", "squash"]
-ProgramFormat = Literal["torchscript", "torch_aoti"]
-WantedPrecision = Literal["auto", "fp32", "fp16", "bf16"]
-Arch = Literal["tresnet_m", "tresnet_l", "tresnet_xl", "tresnet_v2_l", "tresnet_s", "tresnet_v2_xl"]
+WantedPrecision = Literal["auto", Precision]
 
 
 def export(

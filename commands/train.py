@@ -9,8 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from commands.console import console, fails_with_2
-from commands.export import Arch
-from tresnet.terms import Precision
+from tresnet.terms import Arch, Norm, Precision
 
 
 def train(
@@ -52,7 +51,7 @@ def train(
         int | None,
         typer.Option(min=0, help="Processes that load pictures. Default: 0 on a CPU, else one a core, up to 16."),
     ] = None,
-    norm: Annotated[str, typer.Option(help="Norm layers: auto, package, own or bn.")] = "auto",
+    norm: Annotated[Norm, typer.Option(help="Norm layers.")] = "auto",
     arch: Annotated[
         Arch | None, typer.Option(help="Another architecture than the recipe's; with --init, that of the weights.")
     ] = None,
@@ -80,7 +79,6 @@ def train(
         from tresnet.checkpoint import load_checkpoint
         from tresnet.devices import choose_device, loading_processes
         from tresnet.errors import UserError
-        from tresnet.inplace_abn import NORMS
 
         logging.basicConfig(level=logging.INFO, format="%(message)s")
         if init is not None and arch is None:
@@ -96,8 +94,6 @@ def train(
             "arch": arch,
         }
         chosen = replace(find_recipe(recipe), **{key: value for key, value in changes.items() if value is not None})
-        if norm not in NORMS:
-            raise UserError(f"--norm takes {', '.join(NORMS)}, not {norm!r}")
         if not math.isfinite(chosen.learning_rate):
             raise UserError(f"--learning-rate must be a number, not {learning_rate}")
         where = choose_device(device)
@@ -110,7 +106,7 @@ def train(
             data=data,
             init=init,
             resume=resume,
-            norm=norm,  # type: ignore[arg-type]
+            norm=norm,
             device=where,
             workers=loading_processes(where) if workers is None else workers,
             skip_bad=skip_bad,

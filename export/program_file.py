@@ -11,15 +11,15 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from export.program import MappingProgram, ServingProgram
 from tresnet.errors import UserError
+from tresnet.terms import ProgramFormat
 
-Format = Literal["torchscript", "torch_aoti"]
+Format = ProgramFormat
 RunProgram = Callable[[Tensor], tuple[Tensor, ...]]
 """A program that was read back: pictures in, scores and what follows them out."""
 

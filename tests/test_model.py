@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from tresnet.layers import BlurPool, FastGlobalPool, SpaceToDepth, SqueezeExcite
-from tresnet.model import create_model, to_batch_norm
+from tresnet.model import VARIANTS, create_model, to_batch_norm
+from tresnet.terms import Arch
 
 PUBLISHED = {
     "tresnet_m": (31_389_032, 5.737),
@@ -15,6 +18,10 @@ PUBLISHED = {
     "tresnet_xl": (78_436_244, 15.167),
     "tresnet_v2_l": (46_174_824, 8.814),
 }
+
+
+def test_every_architecture_can_be_named() -> None:
+    assert set(VARIANTS) == set(get_args(Arch))
 
 
 @pytest.mark.parametrize("arch", PUBLISHED)

@@ -12,7 +12,7 @@ from typing import Literal
 from training.augment import Augmentation, Policy
 from tresnet.errors import UserError
 from tresnet.picture import Preprocessing
-from tresnet.terms import Precision, Task
+from tresnet.terms import Precision, ResizeMode, Task
 
 Optimizer = Literal["adamw", "adam", "sgd"]
 
@@ -55,7 +55,7 @@ class Recipe:
     label_smoothing: float = 0.0
     mixup: float = 0.0
     cutmix: float = 0.0
-    resize_mode: Literal["crop", "squash"] = "crop"
+    resize_mode: ResizeMode = "crop"
     crop_pct: float = 1.0
     crop_area: tuple[float, float] | None = None
     mirror: bool = True

@@ -29,8 +29,9 @@ from training.recipes import Recipe
 from training.runlog import RunLog
 from tresnet.checkpoint import Checkpoint, ModelFacts, initialise, load_checkpoint, save_checkpoint
 from tresnet.errors import UserError
-from tresnet.inplace_abn import Norm, resolve_norm
+from tresnet.inplace_abn import resolve_norm
 from tresnet.model import TResNet, create_model
+from tresnet.terms import Norm
 
 logger = logging.getLogger(__name__)
 

@@ -21,10 +21,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from tresnet import foreign, hub, presets
 from tresnet.errors import UserError
 from tresnet.heads import head_for
-from tresnet.inplace_abn import Norm
 from tresnet.model import TResNet, create_model
 from tresnet.picture import Preprocessing
-from tresnet.terms import Task
+from tresnet.terms import Norm, Task
 
 FORMAT = "tresnet-serving/1"
 HUB = "hf:"

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, Json, TypeAdapter, Validation
 from tritonclient.grpc import model_config_pb2 as pb
 
 from tresnet.picture import Preprocessing
-from tresnet.terms import Precision, Task
+from tresnet.terms import Interpolation, Precision, ResizeMode, Task
 
 CONTRACT_VERSION = "1"
 INPUT = "INPUT__0"
@@ -103,8 +103,8 @@ class _Parameters(BaseModel):
     contract_version: Literal["1"]
     task: Task
     crop_pct: float
-    interpolation: Literal["bilinear", "bicubic"]
-    resize_mode: Literal["crop", "squash"]
+    interpolation: Interpolation
+    resize_mode: ResizeMode
     labels_sha256: str
 
 

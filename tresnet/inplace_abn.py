@@ -17,7 +17,7 @@ The norm layers that one may choose, whose classes :func:`norm_class` gives:
 from __future__ import annotations
 
 import logging
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -25,11 +25,10 @@ from torch import Tensor, nn
 
 from tresnet.errors import UserError
 from tresnet.fused import kernels_for
+from tresnet.terms import Norm
 
 logger = logging.getLogger(__name__)
 
-Norm = Literal["auto", "package", "own", "bn"]
-NORMS: tuple[str, ...] = get_args(Norm)
 IDENTITY = 1.0
 """The slope at which a leaky ReLU is the identity."""
 

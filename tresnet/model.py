@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from tresnet.errors import UserError
 from tresnet.heads import Head, linear_head
-from tresnet.inplace_abn import IDENTITY, BatchNormAct, Norm, as_batch_norm, norm_class
+from tresnet.inplace_abn import IDENTITY, BatchNormAct, as_batch_norm, norm_class
 from tresnet.layers import BlurPool, FastGlobalPool, SpaceToDepth, SqueezeExcite, StockGlobalPool, add_relu
+from tresnet.terms import Norm
 
 Block = Literal["basic", "bottleneck"]
 Stem = Literal["space_to_depth", "conv7x7", "resnet_d"]

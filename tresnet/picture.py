@@ -14,7 +14,6 @@ import io
 import math
 import warnings
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -36,7 +35,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from tresnet.containers import read_container
 from tresnet.picture_file import ContainerError, PictureFile
-from tresnet.resample import Box, Interpolation, resample
+from tresnet.resample import Box, resample
+from tresnet.terms import Interpolation, ResizeMode
 
 DEFAULT_MAX_PIXELS = 64_000_000
 _REDUCING_GAP = 2.0
@@ -95,7 +95,7 @@ class Preprocessing(BaseModel):
     image_size: int = Field(ge=20, le=4096, multiple_of=4)
     crop_pct: float = Field(default=1.0, gt=0.0, le=1.0)
     interpolation: Interpolation = "bilinear"
-    resize_mode: Literal["crop", "squash"] = "crop"
+    resize_mode: ResizeMode = "crop"
 
     def source_box(self, width: int, height: int) -> tuple[float, float, float, float]:
         """The part of a ``width × height`` picture that becomes the result: left, top, right, bottom."""

@@ -8,9 +8,9 @@ Pillow does the work. So it does for ``bicubic``, whose overshoot the two clip i
 
 from __future__ import annotations
 
-from typing import Literal
-
 from PIL import Image
+
+from tresnet.terms import Interpolation
 
 try:
     from cykooz_resizer import CropBox, FilterType, ResizeAlg, ResizeOptions, Resizer
@@ -19,7 +19,6 @@ except ImportError:
 else:
     HAS_SIMD = True
 
-Interpolation = Literal["bilinear", "bicubic"]
 Box = tuple[float, float, float, float]
 """Left, top, right, bottom, in pixels."""
 
