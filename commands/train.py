@@ -51,7 +51,7 @@ def train(
         int | None,
         typer.Option(min=0, help="Processes that load pictures. Default: 0 on a CPU, else one a core, up to 16."),
     ] = None,
-    norm: Annotated[Norm, typer.Option(help="Norm layers.")] = "auto",
+    norm: Annotated[Norm, typer.Option(help="Norm layers; auto is own.")] = "auto",
     arch: Annotated[
         Arch | None, typer.Option(help="Another architecture than the recipe's; with --init, that of the weights.")
     ] = None,

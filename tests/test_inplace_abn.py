@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.networks import M, miniature, tresnet
-from tresnet.inplace_abn import BatchNormAct, InPlaceABN, norm_class
+from tresnet.inplace_abn import BatchNormAct, InPlaceABN, norm_class, resolve_norm
 
 
 def plain(x: Tensor, weight: Tensor, bias: Tensor, slope: float, mean: Tensor, var: Tensor) -> Tensor:
@@ -22,6 +22,11 @@ def implementations() -> list[str]:
     except ImportError:
         return ["own"]
     return ["own", "package"]
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_auto_is_our_own_whatever_is_installed(device: str) -> None:
+    assert resolve_norm("auto", torch.device(device)) == "own"
 
 
 @pytest.mark.parametrize("norm", implementations())
