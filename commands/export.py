@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from commands.console import console, fails_with_2
+from tresnet.errors import UserError
 from tresnet.terms import Arch, Interpolation, Precision, ProgramFormat, ResizeMode, Task
 
 WantedPrecision = Literal["auto", Precision]
@@ -68,11 +69,9 @@ def export(
     with fails_with_2():
         import logging
 
-        from pydantic import ValidationError
-
         from export.export import ExportRequest, export_checkpoint
         from export.program import Normalisation
-        from tresnet.checkpoint import CheckpointError, load_checkpoint
+        from tresnet.checkpoint import load_checkpoint
         from tresnet.devices import choose_device, native_precision
 
         logging.basicConfig(level=logging.INFO, format="%(message)s")
@@ -80,20 +79,9 @@ def export(
         slopes = {"stem_slope": negative_slope, "block_slope": negative_slope} if negative_slope else {}
         changes = slopes | ({"arch": arch} if arch else {})
         loaded = loaded.model_copy(update={"facts": loaded.facts.model_copy(update=changes)})
-        wanted = {
-            "image_size": image_size,
-            "crop_pct": crop_pct,
-            "interpolation": interpolation,
-            "resize_mode": resize_mode,
-        }
-        given = {key: value for key, value in wanted.items() if value is not None}
-        try:
-            preprocessing = type(loaded.facts.preprocessing).model_validate(
-                loaded.facts.preprocessing.model_dump() | given
-            )
-        except ValidationError as error:
-            fault = error.errors()[0]
-            raise CheckpointError(f"--{str(fault['loc'][0]).replace('_', '-')}: {fault['msg']}") from error
+        preprocessing = loaded.facts.preprocessing.changed(
+            image_size=image_size, crop_pct=crop_pct, interpolation=interpolation, resize_mode=resize_mode
+        )
         names = _labels(labels, loaded.facts.labels)
         exported = export_checkpoint(
             ExportRequest(
@@ -127,40 +115,34 @@ def export(
 
 
 def _labels(path: Path | None, own: list[str]) -> list[str]:
-    from tresnet.checkpoint import CheckpointError
-
     labels = own
     if path is not None:
         try:
             labels = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
         except (OSError, UnicodeDecodeError) as error:
-            raise CheckpointError(f"{path}: cannot be read as a file of labels: {error}") from error
+            raise UserError(f"{path}: cannot be read as a file of labels: {error}") from error
     if len(labels) != len(own):
-        raise CheckpointError(f"{path} has {len(labels)} labels, and the checkpoint {len(own)} classes")
+        raise UserError(f"{path} has {len(labels)} labels, and the checkpoint {len(own)} classes")
     repeated = {label for label in labels if labels.count(label) > 1}
     if repeated:
-        raise CheckpointError(f"labels must differ; given more than once: {', '.join(sorted(repeated)[:5])}")
+        raise UserError(f"labels must differ; given more than once: {', '.join(sorted(repeated)[:5])}")
     if any("\n" in label or "\r" in label for label in labels):
-        raise CheckpointError("a label must be one line of text")
+        raise UserError("a label must be one line of text")
     return labels
 
 
 def _text(path: Path) -> str:
-    from tresnet.checkpoint import CheckpointError
-
     try:
         return path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path}: cannot be read as text: {error}") from error
+        raise UserError(f"{path}: cannot be read as text: {error}") from error
 
 
 def _three(text: str, option: str) -> tuple[float, float, float]:
-    from tresnet.checkpoint import CheckpointError
-
     try:
         red, green, blue = (float(part) for part in text.split(","))
     except ValueError as error:
-        raise CheckpointError(f"{option} takes three numbers, such as 0.485,0.456,0.406, not {text!r}") from error
+        raise UserError(f"{option} takes three numbers, such as 0.485,0.456,0.406, not {text!r}") from error
     if option == "--std" and min(red, green, blue) <= 0:
-        raise CheckpointError(f"{option} must be above 0, not {text!r}")
+        raise UserError(f"{option} must be above 0, not {text!r}")
     return red, green, blue

@@ -68,8 +68,6 @@ def train(
         import logging
         from dataclasses import replace
 
-        from pydantic import ValidationError
-
         from training.figures import in_words
         from training.loop import StoppedError
         from training.loop import train as run_training
@@ -93,7 +91,9 @@ def train(
             "precision": precision,
             "arch": arch,
         }
-        chosen = replace(find_recipe(recipe), **{key: value for key, value in changes.items() if value is not None})
+        found = find_recipe(recipe)
+        found.preprocessing().changed(image_size=image_size)  # which refuses a size that cannot be
+        chosen = replace(found, **{key: value for key, value in changes.items() if value is not None})
         if not math.isfinite(chosen.learning_rate):
             raise UserError(f"--learning-rate must be a number, not {learning_rate}")
         where = choose_device(device)
@@ -113,8 +113,6 @@ def train(
         )
         try:
             evaluation = run_training(run)
-        except ValidationError as error:
-            raise UserError(f"{error.errors()[0]['loc'][0]}: {error.errors()[0]['msg']}") from error
         except StoppedError:
             console.print(f"stopped; go on with the same command and --resume (it is all in {run.out})")
             raise typer.Exit(130) from None

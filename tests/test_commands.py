@@ -56,6 +56,11 @@ def test_not_a_checkpoint(tmp_path: Path) -> None:
 
 def test_unknown_recipe_and_setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "digits" in run_tresnet("train", "nothing", cwd=tmp_path).stderr
+    side = call_tresnet("train", "digits", "--image-size", 30, cwd=tmp_path)
+    norm = call_tresnet("train", "digits", "--norm", "x", cwd=tmp_path)
+    assert (side.returncode, norm.returncode) == (2, 2)
+    assert side.stderr == "error: the image size cannot be 30: Input should be a multiple of 4\n"
+    assert "'--norm'" in norm.stderr
     monkeypatch.setenv("TRESNET_PROT", "80")
     monkeypatch.setenv("TRESNET_ELSEWHERE", "1")
     setting, option = run_side_by_side([("serve",), ("serve", "--port", 99999)], cwd=tmp_path)

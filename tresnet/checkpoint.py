@@ -153,14 +153,11 @@ def load_checkpoint(path: Path, *, task: Task | None = None, image_size: int | N
             raise CheckpointError(f"{path}: the checkpoint's facts or weights are missing or damaged") from error
     try:
         converted = foreign.convert(content)
+        if converted is None:
+            raise UserError("holds no weights of a TResNet in a form that is known here")
+        facts = _published_facts(converted, task, image_size)
     except UserError as error:
         raise CheckpointError(f"{path}: {error}") from error
-    if converted is None:
-        raise CheckpointError(f"{path}: holds no weights of a TResNet in a form that is known here")
-    try:
-        facts = _published_facts(converted, task, image_size)
-    except ValidationError as error:
-        raise CheckpointError(f"{path}: an image size of {image_size} cannot be: {error.errors()[0]['msg']}") from error
     return Checkpoint(facts=facts, weights=converted.weights, path=path, sha256=digest)
 
 

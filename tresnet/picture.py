@@ -31,9 +31,10 @@ from PIL import (
     TiffImagePlugin,
     WebPImagePlugin,
 )
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tresnet.containers import read_container
+from tresnet.errors import UserError
 from tresnet.picture_file import ContainerError, PictureFile
 from tresnet.resample import Box, resample
 from tresnet.terms import Interpolation, ResizeMode
@@ -96,6 +97,20 @@ class Preprocessing(BaseModel):
     crop_pct: float = Field(default=1.0, gt=0.0, le=1.0)
     interpolation: Interpolation = "bilinear"
     resize_mode: ResizeMode = "crop"
+
+    def changed(self, **wishes: object) -> Preprocessing:
+        """The same but for the fields in ``wishes``; those that are None stay as they are.
+
+        Raises:
+            UserError: naming the field whose wish cannot be.
+        """
+        given = {name: wish for name, wish in wishes.items() if wish is not None}
+        try:
+            return self.model_validate(self.model_dump() | given)
+        except ValidationError as error:
+            fault = error.errors()[0]
+            name = str(fault["loc"][0]).replace("_", " ")
+            raise UserError(f"the {name} cannot be {fault['input']}: {fault['msg']}") from error
 
     def source_box(self, width: int, height: int) -> tuple[float, float, float, float]:
         """The part of a ``width × height`` picture that becomes the result: left, top, right, bottom."""

@@ -36,15 +36,19 @@ def preprocessing(arch: str, task: Task, num_classes: int, image_size: int | Non
     """How the release with such weights was evaluated; ``image_size`` is the caller's own wish, in pixels.
 
     ImageNet-1k at 224: the shorter side to 256, centre crop. All others, 448 included: squashed, without a crop.
+
+    Raises:
+        UserError: for a size that cannot be.
     """
     if task == "tag":
-        return Preprocessing(image_size=image_size or _TAG_SIZES.get(arch, 640), resize_mode="squash")
-    if num_classes == CARS:
-        return Preprocessing(image_size=image_size or 368, resize_mode="squash")
-    size = image_size or 224
-    if num_classes == IMAGENET_21K or size >= 448:
-        return Preprocessing(image_size=size, resize_mode="squash")
-    return Preprocessing(image_size=size, crop_pct=0.875)
+        how = Preprocessing(image_size=_TAG_SIZES.get(arch, 640), resize_mode="squash")
+    elif num_classes == CARS:
+        how = Preprocessing(image_size=368, resize_mode="squash")
+    elif num_classes == IMAGENET_21K or (image_size or 0) >= 448:
+        how = Preprocessing(image_size=224, resize_mode="squash")
+    else:
+        how = Preprocessing(image_size=224, crop_pct=0.875)
+    return how.changed(image_size=image_size)
 
 
 def label_names(task: Task, num_classes: int) -> list[str]:
