@@ -15,9 +15,9 @@ from app.keys import KeyRing
 from app.page import PREFIX as PAGE_FILES
 from app.record import RequestRecord
 
-_OPEN = frozenset(
-    ("/livez", "/readyz", "/v2/health/live", "/v2/health/ready", "/metrics", "/", "/docs", "/openapi.json")
-)  # fmt: skip
+POLLED = frozenset(("/livez", "/readyz", "/v2/health/live", "/v2/health/ready", "/metrics"))
+"""What probes and Prometheus ask, every few seconds."""
+_OPEN = POLLED | {"/", "/docs", "/openapi.json"}
 
 
 class KeyGate:
@@ -28,7 +28,7 @@ class KeyGate:
         self.keys = keys
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and not _is_open(scope["path"]):
+        if scope["type"] == "http" and not is_open(scope["path"]):
             self._check(Headers(scope=scope), scope["state"]["record"])
         await self.app(scope, receive, send)
 
@@ -44,7 +44,8 @@ class KeyGate:
         record.key = key.name
 
 
-def _is_open(path: str) -> bool:
+def is_open(path: str) -> bool:
+    """Whether ``path`` asks for no key, even where keys are set."""
     return path in _OPEN or path.startswith(PAGE_FILES)
 
 

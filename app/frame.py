@@ -14,6 +14,7 @@ from starlette.datastructures import Headers
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.access import POLLED
 from app.errors import DrainingError, ServiceError, problem
 from app.logs import log_request
 from app.metrics import Metrics
@@ -25,8 +26,6 @@ logger = logging.getLogger(__name__)
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 _TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 _COUNTED_AS_REJECTED = {"draining", "queue_full", "body_too_large", "too_many_images", "unauthorized", "rate_limited"}
-# Asked every few seconds by probes and scrapers: a line for each would drown the rest, and no trace is worth it.
-_POLLED = {"/livez", "/readyz", "/v2/health/live", "/v2/health/ready", "/metrics"}
 _SECURITY_HEADERS = [
     (b"x-content-type-options", b"nosniff"),
     (b"x-frame-options", b"DENY"),
@@ -53,7 +52,7 @@ class RequestFrame:
         record = _new_record(scope)
         state = scope.setdefault("state", {})
         state["request_id"], state["record"] = record.request_id, record
-        if scope["path"] not in _POLLED:
+        if scope["path"] not in POLLED:  # no trace is worth it
             self.tracing.begin(record)
         status = 500
         begun = False
@@ -105,7 +104,7 @@ class RequestFrame:
 def _level(route: str, status: int) -> int:
     if status == 500:
         return logging.ERROR
-    if route in _POLLED:
+    if route in POLLED:  # a line for each would drown the rest
         return logging.DEBUG
     return logging.WARNING if status > 500 else logging.INFO
 

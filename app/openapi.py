@@ -9,6 +9,7 @@ from typing import Any
 
 from fastapi import FastAPI
 
+from app.access import is_open
 from app.openapi_problems import PROBLEM_SCHEMA, problems
 from app.parameters import ClassifyParameters, Parameters, TagParameters
 from tresnet.contract import ModelContract
@@ -134,8 +135,8 @@ def complete(app: FastAPI, *, wants_keys: bool) -> None:
         "bearer": {"type": "http", "scheme": "bearer"},
         "key": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
     }
-    for path in ("/classify", "/tag", "/models", "/models/{name}"):
-        for operation in document["paths"][path].values():
+    for path, item in document["paths"].items():
+        for operation in item.values() if not is_open(path) else ():
             operation["security"] = [{"bearer": []}, {"key": []}]
 
 
