@@ -10,7 +10,7 @@ from typing import Any
 from fastapi import FastAPI
 
 from app.access import is_open
-from app.openapi_problems import PROBLEM_SCHEMA, problems
+from app.openapi_problems import NO_PICTURE, PROBLEM_SCHEMA, REQUEST_ID, problems
 from app.parameters import ClassifyParameters, Parameters, TagParameters
 from tresnet.contract import ModelContract
 
@@ -21,7 +21,6 @@ _NUMBER: dict[str, Any] = {"type": "number"}
 _COUNT: dict[str, Any] = {"type": "integer", "minimum": 0}
 _DOT = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR42mM4AQAAygDJNEIn8wAAAABJRU5ErkJggg=="
 """A whole PNG of one pixel, so that the example can be tried."""
-_REQUEST_ID = "6f0c9d1be2a94c5d8f7a3b1c0d9e8f70"
 _REF = "#/components/schemas/"
 
 
@@ -158,7 +157,7 @@ _HEADERS: list[dict[str, Any]] = [
     {
         "name": "X-Request-ID", "in": "header", "required": False, "schema": _STRING,
         "description": "A name for the request, in its answer and in the log; any but 1 to 128 visible ASCII "
-        "characters is replaced by one of the server's.", "example": _REQUEST_ID,
+        "characters is replaced by one of the server's.", "example": REQUEST_ID,
     },
 ]  # fmt: skip
 
@@ -204,20 +203,20 @@ def answers(task: str) -> Responses:
         entry["threshold"] = 0.71
     model = {"name": "digits" if task == "classify" else "multidigits", "version": "1", "task": task}
     good = {"id": "a", "status": "ok", "width": 64, "height": 64, listed: [entry]}
-    error = {"status": 422, "code": "undecodable_image", "detail": "this is no picture of a kind that can be read"}
+    error = {"status": 422, "code": "undecodable_image", "detail": NO_PICTURE}
     bad = {"id": "b", "status": "error", "error": error}
     short = [{"label": "7", "score": 0.98}]
     examples = {
-        "one": ("One picture", {"request_id": _REQUEST_ID, "model": model, "results": [good]}),
-        "one_failed": ("One of two failed", {"request_id": _REQUEST_ID, "model": model, "results": [good, bad]}),
+        "one": ("One picture", {"request_id": REQUEST_ID, "model": model, "results": [good]}),
+        "one_failed": ("One of two failed", {"request_id": REQUEST_ID, "model": model, "results": [good, bad]}),
         "embedding": (
             "With `embedding=true` (shortened)",
-            {"request_id": _REQUEST_ID, "model": model, "results": [{**good, "embedding": [0.12, 0.0, 1.7]}]},
+            {"request_id": REQUEST_ID, "model": model, "results": [{**good, "embedding": [0.12, 0.0, 1.7]}]},
         ),
         "explain": (
             "With `explain=true` (shortened)",
             {
-                "request_id": _REQUEST_ID,
+                "request_id": REQUEST_ID,
                 "model": model,
                 "results": [
                     {**good, listed: [{**entry, "heat_map": [[-0.4, 2.1], [0.3, 9.8]]}], "heat_map_box": [0, 0, 64, 64]}

@@ -7,12 +7,16 @@ from typing import Any
 
 from app.errors import ServiceError, problem
 
+REQUEST_ID = "6f0c9d1be2a94c5d8f7a3b1c0d9e8f70"
+NO_PICTURE = (
+    "the bytes are not a picture that can be read, which is a whole file of JPEG, PNG, WebP, GIF, BMP, TIFF or AVIF"
+)
 _STATUSES: dict[int, tuple[str, dict[str, str]]] = {
     400: (
         "Malformed request",
         {
-            "malformed_request": "the body is not JSON: unexpected character: line 1 column 2 (char 1)",
-            "missing_image": "the multipart body has no part named 'image'",
+            "malformed_request": "the body is not JSON: unexpected end of data: line 1 column 2 (char 1)",
+            "missing_image": "the multipart body has no part named 'image', but 'photo': with curl, -F image=@FILE",
             "empty_body": "the body is empty: send a picture",
         },
     ),
@@ -31,7 +35,7 @@ _STATUSES: dict[int, tuple[str, dict[str, str]]] = {
         "Too many bytes, pixels or pictures",
         {
             "body_too_large": "the body is too large; at most 33,554,432 bytes are accepted",
-            "too_many_pixels": "the picture has 2,500,000,000 pixels; at most 64,000,000 are accepted",
+            "too_many_pixels": "the picture has 50000 × 50000 pixels; at most 64,000,000 are accepted",
             "too_many_images": "65 pictures in one request; at most 64 are accepted",
         },
     ),
@@ -45,11 +49,11 @@ _STATUSES: dict[int, tuple[str, dict[str, str]]] = {
     422: (
         "Undecodable picture or bad parameter",
         {
-            "undecodable_image": "this is no picture of a kind that can be read",
+            "undecodable_image": NO_PICTURE,
             "bad_parameter": "top_k: Input should be greater than or equal to 1",
             "model_required": "choose a model for /classify by the parameter 'model': digits, imagenet",
             "url_not_allowed": "fetching pictures by URL is off here: send 'b64'",
-            "url_unreachable": "the picture cannot be fetched: the server answered 404",
+            "url_unreachable": "the picture cannot be fetched: the host answered 404",
         },
     ),
     429: (
@@ -115,4 +119,4 @@ def _answer(route: str, status: int, leave_out: str) -> dict[str, Any]:
 def _example(route: str, status: int, code: str, detail: str) -> dict[str, object]:
     error = ServiceError(detail)
     error.status, error.code = status, code
-    return problem(error, instance=route, request_id="6f0c9d1be2a94c5d8f7a3b1c0d9e8f70")
+    return problem(error, instance=route, request_id=REQUEST_ID)

@@ -229,6 +229,7 @@ def test_each_failure_has_its_code_and_fails_alone(fetching: Fetching) -> None:
     results = fetching.ask(*(fetching.at("pictures.example", path) for path in cases), "http://nobody.example/")
     codes = [result["error"]["code"] if result["status"] == "error" else "ok" for result in results]
     assert codes == [*cases.values(), "url_not_allowed"]
+    assert results[1]["error"]["detail"] == "the picture cannot be fetched: the host answered 404"
     assert fetching.code(fetching.at("pictures.example", "/endless")) == "body_too_large"
     assert fetching.code(fetching.at("nameless.pictures.example")) == "url_unreachable"
     started = time.monotonic()

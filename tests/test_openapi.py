@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import httpx
 import jsonschema_rs
 from conftest import Guarded, Server
+from test_http import oversized_png
 
 CHECKS = (
     "not_a_server_error,status_code_conformance,content_type_conformance,"
@@ -74,10 +76,15 @@ def test_real_errors_are_among_the_documented_ones(server: Server, guarded: Guar
     (digit, url) = digit_files[0], server.url
     many = {"images": [{"b64": "eA=="}] * 65}
     by_url = {"images": [{"url": "https://images.example.com/a.jpg"}]}
+    said: dict[str, list[str]] = {}
     for answer in (
         httpx.post(f"{url}/classify", content=b""),
         httpx.post(f"{url}/classify", json={"images": []}),
         httpx.post(f"{url}/classify", json=[]),
+        httpx.post(f"{url}/classify", content=b"{"),
+        httpx.post(f"{url}/classify", files={"picture": digit}),
+        httpx.post(f"{url}/classify", content=oversized_png()),
+        httpx.post(f"{url}/classify", content=bytes(33 * 2**20)),
         httpx.post(f"{guarded.url}/classify", content=digit),
         httpx.get(f"{guarded.url}/models"),
         httpx.post(f"{url}/classify?model=nobody", content=digit),
@@ -87,6 +94,7 @@ def test_real_errors_are_among_the_documented_ones(server: Server, guarded: Guar
         httpx.post(f"{url}/tag", content=b"text"),
         httpx.post(f"{url}/tag", content=b"text", headers={"Content-Type": "text/plain"}),
         httpx.post(f"{url}/tag?threshold=2", content=digit),
+        httpx.post(f"{url}/classify?top_k=0", content=digit),
         httpx.post(f"{guarded.url}/tag", json=many | {"images": many["images"][:9]}, headers=_key(guarded.owing_key)),
         httpx.post(f"{guarded.url}/tag", content=digit, headers=_key(guarded.owing_key)),
     ):
@@ -94,6 +102,14 @@ def test_real_errors_are_among_the_documented_ones(server: Server, guarded: Guar
         operation = paths[problem["instance"]][answer.request.method.lower()]
         codes = operation["responses"][str(answer.status_code)]["content"]["application/problem+json"]["examples"]
         assert problem["code"] in codes, problem
+        said.setdefault(codes[problem["code"]]["value"]["detail"], []).append(problem["detail"])
+    for documented, details in said.items():
+        assert _without_values(documented) in map(_without_values, details), (documented, details)
+
+
+def _without_values(detail: str) -> str:
+    """What an example has in common with what is said of other models, names and numbers."""
+    return re.sub(r"'[^']*'|[0-9][0-9,]*|(?<=served: ).*|(?<='model': ).*", "…", detail)
 
 
 def _key(key: str) -> dict[str, str]:
