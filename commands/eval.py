@@ -10,7 +10,7 @@ import typer
 from rich.table import Table
 
 from commands.console import fails_with_2, out
-from tresnet.terms import Task
+from tresnet.terms import SMALLEST_SIDE, Task
 
 
 def evaluate(
@@ -30,7 +30,7 @@ def evaluate(
         ),
     ] = None,
     image_size: Annotated[
-        int | None, typer.Option(min=20, help="Another side for the network's input, in pixels.")
+        int | None, typer.Option(min=SMALLEST_SIDE, help="Another side for the network's input, in pixels.")
     ] = None,
     task: Annotated[Task | None, typer.Option(help="For published weights, which do not say.")] = None,
     report: Annotated[

@@ -9,7 +9,7 @@ import typer
 
 from commands.console import console, fails_with_2
 from tresnet.errors import UserError
-from tresnet.terms import Arch, Interpolation, Precision, ProgramFormat, ResizeMode, Task
+from tresnet.terms import SMALLEST_SIDE, Arch, Interpolation, Precision, ProgramFormat, ResizeMode, Task
 
 WantedPrecision = Literal["auto", Precision]
 
@@ -30,7 +30,9 @@ def export(
         Path | None, typer.Option(help="A file of labels, one a line, in place of the checkpoint's.")
     ] = None,
     arch: Annotated[Arch | None, typer.Option(help="Override the recognised architecture.")] = None,
-    image_size: Annotated[int | None, typer.Option(help="Side of the network's input, in pixels.", min=20)] = None,
+    image_size: Annotated[
+        int | None, typer.Option(help="Side of the network's input, in pixels.", min=SMALLEST_SIDE)
+    ] = None,
     crop_pct: Annotated[float | None, typer.Option(help="Share of the shorter side that is kept, 0..1.")] = None,
     interpolation: Annotated[Interpolation | None, typer.Option(help="Filter for resizing.")] = None,
     resize_mode: Annotated[

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from commands.console import console, fails_with_2
-from tresnet.terms import Arch, Norm, Precision
+from tresnet.terms import SMALLEST_SIDE, Arch, Norm, Precision
 
 
 def train(
@@ -35,7 +35,9 @@ def train(
         Path | None, typer.Option(help="Where the run goes. Default: runs/RECIPE.", metavar="RUN_DIR")
     ] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the data.")] = None,
-    image_size: Annotated[int | None, typer.Option(min=20, help="Side of the network's input, in pixels.")] = None,
+    image_size: Annotated[
+        int | None, typer.Option(min=SMALLEST_SIDE, help="Side of the network's input, in pixels.")
+    ] = None,
     batch_size: Annotated[int | None, typer.Option(min=2, help="Pictures in a step, over all processes.")] = None,
     learning_rate: Annotated[float | None, typer.Option(min=0, help="The highest of the schedule.")] = None,
     accumulate: Annotated[int | None, typer.Option(min=1, help="Parts that a step's pictures are cut into.")] = None,

@@ -47,8 +47,6 @@ class Variant:
 
 
 EXPANSION: dict[Block, int] = {"basic": 1, "bottleneck": 4}
-SMALLEST_SIDE = 20
-"""The smallest picture side, in pixels, that runs: reflect padding needs two pixels in the last stage."""
 
 _BASIC_EARLY: tuple[Block, Block, Block, Block] = ("basic", "basic", "bottleneck", "bottleneck")
 _BOTTLENECK: tuple[Block, Block, Block, Block] = ("bottleneck", "bottleneck", "bottleneck", "bottleneck")

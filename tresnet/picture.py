@@ -37,7 +37,7 @@ from tresnet.containers import read_container
 from tresnet.errors import UserError
 from tresnet.picture_file import ContainerError, PictureFile
 from tresnet.resample import Box, resample
-from tresnet.terms import Interpolation, ResizeMode
+from tresnet.terms import SMALLEST_SIDE, Interpolation, ResizeMode
 
 DEFAULT_MAX_PIXELS = 64_000_000
 _REDUCING_GAP = 2.0
@@ -93,7 +93,7 @@ class Preprocessing(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    image_size: int = Field(ge=20, le=4096, multiple_of=4)
+    image_size: int = Field(ge=SMALLEST_SIDE, le=4096, multiple_of=4)
     crop_pct: float = Field(default=1.0, gt=0.0, le=1.0)
     interpolation: Interpolation = "bilinear"
     resize_mode: ResizeMode = "crop"

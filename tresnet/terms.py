@@ -15,3 +15,5 @@ ProgramFormat = Literal["torchscript", "torch_aoti"]
 """The serving program's; :mod:`export.program_file` says what each is."""
 Interpolation = Literal["bilinear", "bicubic"]
 ResizeMode = Literal["crop", "squash"]
+SMALLEST_SIDE = 20
+"""The smallest picture side, in pixels, that runs: reflect padding needs two pixels in the last stage."""
