@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 
 _DOUBLED = 64
@@ -28,31 +27,24 @@ class Patience:
 class Trial:
     """The clock of one call, from its creation."""
 
-    def __init__(
-        self,
-        patience: Patience,
-        clock: Callable[[], float] = time.monotonic,
-        chance: Callable[[], float] = random.random,
-    ) -> None:
+    def __init__(self, patience: Patience) -> None:
         self._patience = patience
-        self._clock = clock
-        self._chance = chance
-        self._ends_s = clock() + patience.deadline_s
+        self._ends_s = time.monotonic() + patience.deadline_s
         self._failing_since_s: float | None = None
         self._failures = 0
 
     def attempt_s(self) -> float:
         """Time that the next attempt may take."""
-        return max(0.001, min(self._patience.attempt_s, self._ends_s - self._clock()))
+        return max(0.001, min(self._patience.attempt_s, self._ends_s - time.monotonic()))
 
     def pause_s(self, retry_after_s: float | None) -> float | None:
         """Note a failure. Time until the next attempt; None if it would come too late."""
-        now = self._clock()
+        now = time.monotonic()
         if self._failing_since_s is None:
             self._failing_since_s = now
         growing = min(self._patience.longest_pause_s, self._patience.first_pause_s * 2 ** min(self._failures, _DOUBLED))
         self._failures += 1
-        pause = (retry_after_s or 0.0) + growing * (0.5 + self._chance() / 2)
+        pause = (retry_after_s or 0.0) + growing * (0.5 + random.random() / 2)  # noqa: S311 - no secret
         last = self._ends_s
         if self._patience.retry_for_s is not None:
             last = min(last, self._failing_since_s + self._patience.retry_for_s)

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
@@ -55,7 +55,6 @@ class Running:
     contestant: Contestant
     url: str
     process: subprocess.Popen[bytes]
-    cpu_by_process: dict[str, float] = field(default_factory=dict)
 
     def family(self) -> list[psutil.Process]:
         """Its processes and theirs, those that a bundled Triton put into a session of its own included."""
