@@ -61,12 +61,17 @@ def create_app(settings: Settings, *, network: PublicNetwork | None = None) -> F
     """The gateway as an ASGI application; Triton is reached when it starts.
 
     ``network`` is a seam for tests, whose pictures lie on machines that are not public.
+
+    Raises:
+        ValueError: if ``settings`` name no Triton; :func:`app.server.run` starts one and puts its address there.
     """
+    if settings.triton_url is None:
+        raise ValueError("the settings name no Triton")
     draining = Draining()
     metrics = Metrics(settings.max_metric_labels)
     decoder = Decoder(settings)
     triton = TritonClient(
-        settings.triton_url or "grpc://127.0.0.1:8001",
+        settings.triton_url,
         shared_memory=settings.shared_memory,
         silence_timeout_s=1.5 * settings.triton_live_timeout_ms / 1000,  # before two looks in a row have met it
     )

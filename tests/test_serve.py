@@ -99,7 +99,7 @@ def test_what_is_there_at_the_start_is_not_looked_through_for_cycles() -> None:
         "import gc, os\n"
         "from app.server import build_app\n"
         "from app.settings import Settings\n"
-        "app = build_app(Settings(), os.getpid())\n"
+        "app = build_app(Settings(triton_url='grpc://127.0.0.1:8001'), os.getpid())\n"
         "print(gc.get_freeze_count(), len(gc.get_objects()))"
     )
     said = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
