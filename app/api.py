@@ -220,8 +220,7 @@ def _answered(gateway: Gateway, request: Request, found: Answer) -> Response:
 
 
 def _described(catalogue: Catalogue, model: ServedModel) -> dict[str, Any]:
-    contract = model.contract.model_dump(exclude={"facts": {"golden", "card"}})
-    return {**contract, "labels": model.labels, "is_default": catalogue.is_default(model)}
+    return {**model.contract.listed(), "labels": model.labels, "is_default": catalogue.is_default(model)}
 
 
 def _document(request_id: str, found: Answer) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from fastapi import FastAPI
 from app.access import is_open
 from app.openapi_problems import NO_PICTURE, PROBLEM_SCHEMA, REQUEST_ID, problems
 from app.parameters import ClassifyParameters, Parameters, TagParameters
-from tresnet.contract import ModelContract
+from tresnet.contract import UNLISTED_FACTS, ModelContract
 
 Responses = dict[int | str, dict[str, Any]]
 
@@ -80,8 +80,8 @@ def _contract_schemas() -> dict[str, Any]:
     parts = schema.pop("$defs")
     del parts["GoldenPicture"]
     facts = parts["VersionFacts"]
-    for hidden in ("golden", "card"):
-        del facts["properties"][hidden]
+    for unlisted in UNLISTED_FACTS:
+        del facts["properties"][unlisted]
     facts["required"] = [name for name in facts["required"] if name in facts["properties"]]
     default = {"type": "boolean", "description": "Whether it answers a request of its task that names no model."}
     schema["properties"] |= {"labels": _list(_STRING), "is_default": default}

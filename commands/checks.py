@@ -191,9 +191,7 @@ def _repository(subject: Subject) -> Finding | None:
         versions = read_repository(folder)
     except UserError:
         return Finding("repository", "fail", f"{folder}: no such folder", _how_to_get_models())
-    faults = [
-        f"{version.model} {version.version}".strip() + f": {version.fault}" for version in versions if version.fault
-    ]
+    faults = [fault for version in versions if (fault := version.told_fault())]
     if faults:
         return Finding("repository", "fail", "; ".join(faults), "remove that folder, and export it again")
     if not versions:

@@ -37,9 +37,7 @@ def models(
             if not found:
                 raise UserError(f"{repository} holds no model; `tresnet export` puts one there")
         listed = [version.as_served() for version in found if version.fault is None]
-        faults = [
-            f"{version.model} {version.version}".strip() + f": {version.fault}" for version in found if version.fault
-        ]
+        faults = [fault for version in found if (fault := version.told_fault())]
     if as_json:
         for model in listed:
             typer.echo(json.dumps(model))

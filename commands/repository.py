@@ -26,7 +26,11 @@ class StoredVersion:
     def as_served(self) -> dict[str, Any]:
         """In the form of the gateway's ``/models``, but for what only a gateway knows: whether it is a default."""
         assert self.contract is not None  # noqa: S101
-        return {**self.contract.model_dump(exclude={"facts": {"golden", "card"}}), "labels": list(self.labels)}
+        return {**self.contract.listed(), "labels": list(self.labels)}
+
+    def told_fault(self) -> str | None:
+        """What is wrong, after the names of the model and the version; None if nothing is."""
+        return None if self.fault is None else f"{self.model} {self.version}".strip() + f": {self.fault}"
 
 
 def read_repository(folder: Path) -> list[StoredVersion]:

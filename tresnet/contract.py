@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, Json, TypeAdapter, ValidationError
 from tritonclient.grpc import model_config_pb2 as pb
@@ -69,6 +69,10 @@ class VersionFacts(BaseModel):
     """The model card for people, in Markdown; its plots stay with the run."""
 
 
+UNLISTED_FACTS = ("golden", "card")
+"""What a version's facts hold beside what a list of models says of it: both are long."""
+
+
 class HeatMaps(BaseModel):
     """The class activation maps that a program gives beside the scores: of ``labels`` labels, ``height × width``."""
 
@@ -95,6 +99,10 @@ class ModelContract(BaseModel):
     max_batch_size: int = Field(ge=1)
     labels_sha256: str
     facts: VersionFacts
+
+    def listed(self) -> dict[str, Any]:
+        """As plain values, as a list of models shows it: without :data:`UNLISTED_FACTS`."""
+        return self.model_dump(exclude={"facts": set(UNLISTED_FACTS)})
 
 
 class _Parameters(BaseModel):
