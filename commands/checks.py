@@ -5,18 +5,22 @@
 
 from __future__ import annotations
 
+import errno
+import functools
 import importlib.util
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import sysconfig
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+from pydantic import ValidationError
+
+from app.settings import Settings, load_settings
 from tresnet.errors import UserError
 
 _SHARED_MEMORY = Path("/dev/shm")  # noqa: S108
@@ -32,6 +36,16 @@ class Subject:
     port: int | None = None
     url: str | None = None
     api_key: str | None = None
+
+    @functools.cached_property
+    def settings(self) -> Settings:
+        """What `tresnet serve` would run by; the defaults where a value does not fit, which its own check tells."""
+        given = {"repository": self.repository and str(self.repository), "port": self.port}
+        own: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+        try:
+            return Settings(**own)
+        except ValidationError:
+            return Settings.model_construct(**own)
 
 
 @dataclass(frozen=True)
@@ -78,8 +92,6 @@ def _compiler(subject: Subject) -> Finding:
 
 
 def _settings(subject: Subject) -> Finding:
-    from app.settings import load_settings
-
     names = sorted(name for name in os.environ if name.startswith("TRESNET_"))
     try:
         load_settings()
@@ -90,12 +102,12 @@ def _settings(subject: Subject) -> Finding:
 
 def _triton(subject: Subject) -> Finding:
     """The one that serve would use: another machine's, or the bundled one, with the torch that its models need."""
-    given = os.environ.get("TRESNET_TRITON_URL")
-    if given:
-        return _other_triton(given)
+    settings = subject.settings
+    if settings.triton_url is not None:
+        return _other_triton(settings.triton_url)
     from app.bundled_triton import BundledTriton, default_home
 
-    home = Path(os.environ.get("TRESNET_TRITON_HOME") or default_home())
+    home = Path(settings.triton_home) if settings.triton_home else default_home()
     try:
         BundledTriton(Path(), home, Path()).check_program()
     except UserError as error:
@@ -156,18 +168,20 @@ def _shared_memory(subject: Subject) -> Finding:
 
 
 def _port(subject: Subject) -> Finding:
-    given = os.environ.get("TRESNET_PORT", "")
-    port = subject.port or (int(given) if given.isdecimal() else 8080)
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except (OSError, OverflowError) as error:  # OverflowError: no port has such a number
-            if _is_gateway(f"http://127.0.0.1:{port}"):
-                return Finding("port", "ok", f"{port} on 127.0.0.1 is taken by a gateway of this kind, which runs")
-            remedy = f"stop what listens there (ss -ltnp 'sport = :{port}'), or give --port"
-            return Finding("port", "warn", f"{port} on 127.0.0.1: {error}", remedy)
-    return Finding("port", "ok", f"{port} is free on 127.0.0.1")
+    from app.port import try_port
+
+    host, port = subject.settings.host, subject.settings.port
+    try:
+        try_port(subject.settings)
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE:
+            remedy = "correct TRESNET_HOST, or give --port"
+            return Finding("port", "warn", f"{port} on {host}: {error.strerror}", remedy)
+        if _is_gateway(f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"):
+            return Finding("port", "ok", f"{port} on {host} is taken by a gateway of this kind, which runs")
+        remedy = f"stop what listens there (ss -ltnp 'sport = :{port}'), or give --port"
+        return Finding("port", "warn", f"{port} on {host}: {error.strerror}", remedy)
+    return Finding("port", "ok", f"{port} is free on {host}")
 
 
 def _is_gateway(url: str) -> bool:
@@ -182,11 +196,11 @@ def _is_gateway(url: str) -> bool:
 
 
 def _repository(subject: Subject) -> Finding | None:
-    if subject.repository is None and os.environ.get("TRESNET_TRITON_URL"):
+    if subject.repository is None and subject.settings.triton_url is not None:
         return None  # that Triton has its own
     from commands.repository import read_repository
 
-    folder = subject.repository or Path(os.environ.get("TRESNET_REPOSITORY") or "model_repository")
+    folder = Path(subject.settings.repository)
     try:
         versions = read_repository(folder)
     except UserError:

@@ -20,7 +20,7 @@ def doctor(
     repository: Annotated[
         Path | None, typer.Option(help="The model repository to look at. Default: model_repository.", metavar="DIR")
     ] = None,
-    port: Annotated[int | None, typer.Option(help="The port to serve on. Default: 8080.")] = None,
+    port: Annotated[int | None, typer.Option(help="The port to serve on. Default: 8080.", min=0, max=65535)] = None,
     url: Annotated[str | None, typer.Option(envvar="TRESNET_URL", help="Also ask this running gateway.")] = None,
     api_key: ApiKey = None,
     as_json: Annotated[bool, typer.Option("--json", help="A list of objects.")] = False,

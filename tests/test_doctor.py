@@ -9,7 +9,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from conftest import Server, free_port, run_side_by_side, run_tresnet
+from conftest import Server, call_tresnet, free_port, run_side_by_side, run_tresnet
 
 
 def test_all_is_well(server: Server) -> None:
@@ -55,6 +55,25 @@ def test_each_fault_has_its_remedy(models: Path, tmp_path: Path, monkeypatch: py
     assert "labels.txt is not the one" in findings["repository"]["found"]
     assert "tresnet export" in shown.stdout
     assert "make models" not in shown.stdout, "there is no Makefile"
+
+
+def test_the_port_is_looked_at_where_the_gateway_would_listen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def said() -> tuple[str, str]:
+        done = call_tresnet("doctor", "--json", cwd=tmp_path)
+        finding = next(finding for finding in json.loads(done.stdout) if finding["check"] == "port")
+        return finding["state"], finding["found"]
+
+    with socket.create_server(("127.0.0.2", 0)) as taken:
+        port = taken.getsockname()[1]
+        monkeypatch.setenv("TRESNET_PORT", str(port))
+        monkeypatch.setenv("TRESNET_HOST", "127.0.0.2")
+        assert said() == ("warn", f"{port} on 127.0.0.2: Address already in use")
+        monkeypatch.setenv("TRESNET_HOST", "127.0.0.3")
+        assert said() == ("ok", f"{port} is free on 127.0.0.3")
+    monkeypatch.setenv("TRESNET_HOST", "nowhere.invalid")
+    assert said()[1].startswith(f"{port} on nowhere.invalid: ")
+    monkeypatch.setenv("TRESNET_WORKERS", "none")
+    assert "on 127.0.0.1" in said()[1], "with a value that does not fit, the defaults are looked at"
 
 
 def test_a_triton_elsewhere_is_asked(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
