@@ -74,7 +74,7 @@ def _jpeg(data: bytes) -> PictureFile:
             raise ContainerError("the picture is damaged or cut short: there is nothing after its JPEG header")
         marker, start = found[1][0], found.end() - 2
         if marker == 0xDA:
-            return PictureFile("JPEG", b"".join((*kept, data[start:])), _orientation(exif, xmp))
+            return PictureFile("JPEG", b"".join((*kept, memoryview(data)[start:])), _orientation(exif, xmp))
         if marker == 0x01 or 0xD0 <= marker <= 0xD9:  # these have no length
             place = found.end()
             continue
@@ -173,7 +173,7 @@ def _gif(data: bytes) -> PictureFile:
     for _ in range(_MAX_GIF_BLOCKS):
         kind = data[place : place + 1]
         if kind in (b",", b";", b""):
-            return PictureFile("GIF", b"".join((head, control, data[place:])))
+            return PictureFile("GIF", b"".join((head, control, memoryview(data)[place:])))
         start = place
         place += 1
         if kind == b"!":
