@@ -13,14 +13,14 @@ import tresnet
 from export.card import version_card
 from export.golden import golden_picture
 from export.program import Normalisation, can_map, eager_program, serving_program
-from export.program_file import Format, write_torch_aoti, write_torchscript
+from export.program_file import write_torch_aoti, write_torchscript
 from export.repository import check_agrees, check_name, choose_version, device_kind, known_contract, publish
 from export.verify import Verified, heat_maps_of, verify_program
 from tresnet.checkpoint import Checkpoint, CheckpointError, build_model
 from tresnet.contract import ModelContract, VersionFacts, labels_digest
 from tresnet.model import VARIANTS
 from tresnet.picture import Preprocessing
-from tresnet.terms import Precision, Task
+from tresnet.terms import Precision, ProgramFormat, Task
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class ExportRequest:
     normalisation: Normalisation
     precision: Precision
     max_batch_size: int
-    format: Format
+    format: ProgramFormat
     device: torch.device
     """Where the program is verified, and what ``torch_aoti`` is compiled for."""
     card: str | None = None

@@ -19,7 +19,6 @@ from export.program import MappingProgram, ServingProgram
 from tresnet.errors import UserError
 from tresnet.terms import ProgramFormat
 
-Format = ProgramFormat
 RunProgram = Callable[[Tensor], tuple[Tensor, ...]]
 """A program that was read back: pictures in, scores and what follows them out."""
 
@@ -36,7 +35,7 @@ class ProgramFile:
     name: str
 
 
-FILES: dict[Format, ProgramFile] = {
+FILES: dict[ProgramFormat, ProgramFile] = {
     "torchscript": ProgramFile("pytorch_libtorch", "model.pt"),
     "torch_aoti": ProgramFile("torch_aoti", "model.pt2"),
 }

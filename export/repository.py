@@ -20,7 +20,7 @@ import torch
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
-from export.program_file import FILES, Format
+from export.program_file import FILES
 from tresnet.card import CARD_FILE
 from tresnet.contract import (
     INPUT,
@@ -33,6 +33,7 @@ from tresnet.contract import (
 )  # fmt: skip
 from tresnet.errors import UserError
 from tresnet.folders import made
+from tresnet.terms import ProgramFormat
 
 EMBEDDED_NAME = "embedded"
 _EMBEDDED_FILES = {"embedded_model.py": "model.py", "packed_weights.py": "packed_weights.py"}
@@ -75,7 +76,7 @@ def choose_version(model: Path, wanted: int | None) -> int:
     return wanted
 
 
-def device_kind(form: Format, device: torch.device) -> int:
+def device_kind(form: ProgramFormat, device: torch.device) -> int:
     """Triton's kind of instance: either one for TorchScript, the one that it was compiled for with AOTInductor."""
     if form == "torchscript":
         return int(pb.ModelInstanceGroup.KIND_AUTO)
@@ -97,7 +98,7 @@ def known_contract(model: Path) -> ModelContract | None:
         raise RepositoryError(f"{model} holds a model that `tresnet export` did not write: {error}") from error
 
 
-def check_agrees(model: Path, contract: ModelContract, form: Format, kind: int) -> None:
+def check_agrees(model: Path, contract: ModelContract, form: ProgramFormat, kind: int) -> None:
     """Raise :class:`RepositoryError` if ``contract`` cannot be a further version of the model in ``model``."""
     known = known_contract(model)
     if known is None:
@@ -126,7 +127,7 @@ def publish(
     contract: ModelContract,
     labels: list[str],
     write_program: Callable[[Path], None],
-    form: Format = "torchscript",
+    form: ProgramFormat = "torchscript",
     kind: int = pb.ModelInstanceGroup.KIND_AUTO,
     *,
     or_next_version: bool = False,
@@ -181,7 +182,7 @@ def _remove_leftovers(repository: Path, model: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _write_configs(model: Path, contract: ModelContract, labels: list[str], form: Format, kind: int) -> None:
+def _write_configs(model: Path, contract: ModelContract, labels: list[str], form: ProgramFormat, kind: int) -> None:
     """``config.pbtxt`` for Triton's PyTorch backend, ``configs/embedded.pbtxt`` for the Python one, and the labels."""
     path = model / "config.pbtxt"
     if not path.exists():  # a folder alone is no model yet

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from pydantic import ValidationError
 from scipy.stats import binomtest
 
 from training.data import EVALUATION_BATCH, all_targets, evaluation_batches, load_data
@@ -128,12 +127,7 @@ def evaluate_checkpoint(
     """
     facts = checkpoint.facts
     tags = facts.task == "tag"
-    how = facts.preprocessing
-    if image_size is not None:
-        try:
-            how = how.model_validate(how.model_dump() | {"image_size": image_size})
-        except ValidationError as error:
-            raise UserError(f"an image size of {image_size} cannot be: {error.errors()[0]['msg']}") from error
+    how = facts.preprocessing.changed(image_size=image_size)
     if pictures is None:
         pictures = without_bad(_held_out(checkpoint, where), skip_bad=skip_bad, world=world)
     pictures = pictures.relabelled(facts.labels, by_order=True)
