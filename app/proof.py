@@ -5,16 +5,19 @@ from __future__ import annotations
 import base64
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
+
 from app.decoder import Decoder
 from app.errors import DeadlineError, TritonAnswerError
-from app.triton import TritonClient
+from app.triton import Prediction, TritonClient
 from app.turns import in_turn
 from tresnet.contract import SCORE_TOLERANCE, ModelContract, labels_digest
 
 _GOLDEN_TIMEOUT_S = 60.0
 """Longer than a request may wait: where many do, the picture waits with them, and that says nothing of the version."""
-_TRITONS = 3
-"""Turns at the golden picture before a version is out."""
+_TURNS = 3
+"""Of asking for the golden picture, while the answers are errors."""
 
 
 @dataclass(frozen=True)
@@ -36,29 +39,34 @@ class Proof:
         return labels
 
     async def golden_picture(self, contract: ModelContract) -> None:
-        """Have the golden picture answered as it was at export, by one Triton at least: of several, one may be broken.
+        """Have the golden picture answered as it was at export.
 
         Raises:
             ServiceError: if it is not, or not in time.
         """
-        for left in reversed(range(_TRITONS)):
-            try:
-                await in_turn(lambda: self._golden_picture(contract))
-                return
-            except DeadlineError as error:
-                raise TritonAnswerError(
-                    f"its golden picture was not answered within {_GOLDEN_TIMEOUT_S:.0f} s"
-                ) from error
-            except TritonAnswerError:
-                if not left:
-                    raise
-
-    async def _golden_picture(self, contract: ModelContract) -> None:
         golden = contract.facts.golden
         prepared = await self.decoder(base64.b64decode(golden.png_base64), contract.preprocessing)
-        [prediction] = await self.triton.infer(contract, [prepared.pixels], _GOLDEN_TIMEOUT_S, embedding=True)
-        if isinstance(prediction, TritonAnswerError):
-            raise prediction
+        prediction = await self._prediction(contract, prepared.pixels)
         distance = max(abs(float(prediction.scores[label]) - score) for label, score in golden.scores.items())
         if distance > SCORE_TOLERANCE[contract.facts.precision]:
             raise TritonAnswerError(f"its golden picture's scores are {distance:.3f} off")
+
+    async def _prediction(self, contract: ModelContract, pixels: npt.NDArray[np.uint8]) -> Prediction:
+        """One Triton's answer. After an error another is asked; an answer stands, as requests would get it, too."""
+
+        async def ask() -> list[Prediction | TritonAnswerError]:
+            return await self.triton.infer(contract, [pixels], _GOLDEN_TIMEOUT_S, embedding=True)
+
+        for left in reversed(range(_TURNS)):
+            try:
+                [prediction] = await in_turn(ask)
+                break
+            except DeadlineError as error:
+                late = f"its golden picture was not answered within {_GOLDEN_TIMEOUT_S:.0f} s"
+                raise TritonAnswerError(late) from error
+            except TritonAnswerError:
+                if not left:
+                    raise
+        if isinstance(prediction, TritonAnswerError):
+            raise prediction
+        return prediction

@@ -13,7 +13,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -164,12 +164,12 @@ def publish(
                 _open_to_readers(staging)
                 _sync(staging)
                 staging.rename(model)
-                _sync_path(repository)
+                _sync_names(repository)
             else:
                 _sync(staging)
                 _write_configs(model, contract, labels, form, kind)
                 staging.rename(model / contract.version)
-                _sync_path(model)
+                _sync_names(model)
         except BaseException:
             shutil.rmtree(staging, ignore_errors=True)
             raise
@@ -249,7 +249,7 @@ def _as_text(config: pb.ModelConfig) -> str:
 def _replace(path: Path, text: str) -> None:
     temporary = path.with_name(f".{path.name}.new")
     temporary.write_text(text, encoding="utf-8")
-    _sync_path(temporary)
+    _sync_file(temporary)
     temporary.replace(path)
 
 
@@ -261,14 +261,23 @@ def _open_to_readers(folder: Path) -> None:
 
 def _sync(folder: Path) -> None:
     for path in [*folder.rglob("*"), folder]:
-        _sync_path(path)
+        if path.is_dir():
+            _sync_names(path)
+        else:
+            _sync_file(path)
 
 
-def _sync_path(path: Path) -> None:
-    """A file's content, or the names in a folder."""
-    descriptor = os.open(path, os.O_RDONLY)
+def _sync_file(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def _sync_names(folder: Path) -> None:
+    """As far as the file system has a way: some of the network refuse it."""
+    descriptor = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        with suppress(OSError):
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)
 
