@@ -25,6 +25,7 @@ from pathlib import Path
 from app.freed_memory import ACTIVATIONS
 from app.model_control import ModelControl
 from app.temporary_folder import temporary_folder
+from tresnet.contract import CONFIG_FILE, EMBEDDED
 from tresnet.cores import usable_cores
 from tresnet.errors import UserError
 
@@ -85,7 +86,7 @@ class BundledTriton:
         """
         if not self._repository.is_dir():
             raise UserError(f"{self._repository}: no such model repository; `tresnet export` makes one")
-        if not any(self._repository.glob("*/config.pbtxt")):
+        if not any(self._repository.glob(f"*/{CONFIG_FILE}")):
             logger.warning("%s holds no model; `tresnet export` puts one there", self._repository)
         self.check_program()
         self._clear_shared_memory(f"tresnet-stub-{socket.gethostname()}-*")
@@ -169,7 +170,7 @@ class BundledTriton:
         command = [
             str(self._server / "bin" / "tritonserver"),
             f"--model-repository={self._repository.resolve()}",
-            "--model-config-name=embedded",
+            f"--model-config-name={EMBEDDED}",
             f"--backend-directory={backends}",
             "--disable-auto-complete-config",
             "--exit-on-error=false",

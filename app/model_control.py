@@ -38,11 +38,10 @@ from tritonclient.grpc import model_config_pb2 as pb
 from tritonclient.utils import InferenceServerException
 
 from app.model_processes import IdleStart, ModelProcess, model_processes
-from tresnet.contract import FAILED_VERSIONS
+from tresnet.contract import EMBEDDED_CONFIG_FILE, FAILED_VERSIONS, RUN_TIMEOUT
 
 logger = logging.getLogger(__name__)
 
-CONFIG = Path("configs") / "embedded.pbtxt"
 _LOOK_EVERY_S = 1.0
 _LIVE_TIMEOUT_S = 5.0
 _INDEX_TIMEOUT_S = 30.0
@@ -54,8 +53,6 @@ _LONGEST_REVIVAL_S = 60.0
 _CALM_S = 300.0
 """Lived so long, a model's processes are not taken for ones that die at once."""
 _REVIVALS = "revivals"
-_RUN_TIMEOUT = "run_timeout_s"
-"""Read by ``model.py``."""
 _IDLE_LOOKS = 20
 """After so many, one each second, a load that does nothing hangs."""
 
@@ -106,8 +103,8 @@ def read_repository(repository: Path, before: Mapping[str, OnDisk]) -> tuple[dic
     for folder in _entries(repository):
         known = before.get(folder.name)
         try:
-            if (folder / CONFIG).exists():
-                files = _stamp(folder) + _stamp(folder / CONFIG.parent)
+            if (folder / EMBEDDED_CONFIG_FILE).exists():
+                files = _stamp(folder) + _stamp((folder / EMBEDDED_CONFIG_FILE).parent)
                 found[folder.name] = OnDisk(files, _versions(folder, known.versions if known else {}, unreadable))
         except OSError as error:
             unreadable.add(str(error))
@@ -316,10 +313,11 @@ class ModelControl:
             model.retry_pause_s = min(_LONGEST_RETRY_S, 2 * model.retry_pause_s)
 
     def _tell(self, client: triton.InferenceServerClient, name: str, good: list[int], model: _Model) -> None:
-        config = text_format.Parse((self._repository / name / CONFIG).read_text(encoding="utf-8"), pb.ModelConfig())
+        path = self._repository / name / EMBEDDED_CONFIG_FILE
+        config = text_format.Parse(path.read_text(encoding="utf-8"), pb.ModelConfig())
         config.version_policy.specific.versions.extend(good)
         config.parameters[FAILED_VERSIONS].string_value = ",".join(map(str, sorted(model.broken)))
-        config.parameters[_RUN_TIMEOUT].string_value = str(self._run_timeout_s)
+        config.parameters[RUN_TIMEOUT].string_value = str(self._run_timeout_s)
         if model.revivals:
             config.parameters[_REVIVALS].string_value = str(model.revivals)
         text = json_format.MessageToJson(config, preserving_proto_field_name=True)

@@ -9,7 +9,17 @@ from typing import Any
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
-from tresnet.contract import LABELS_FILE, ContractError, ModelContract, labels_digest, read_contract
+from tresnet.contract import (
+    CONFIG_FILE,
+    EMBEDDED_CODE_FILE,
+    EMBEDDED_CONFIG_FILE,
+    LABELS_FILE,
+    PROGRAM_FILES,
+    ContractError,
+    ModelContract,
+    labels_digest,
+    read_contract,
+)  # fmt: skip
 from tresnet.errors import UserError
 
 
@@ -47,8 +57,8 @@ def read_repository(folder: Path) -> list[StoredVersion]:
 
 def _read_model(model: Path) -> list[StoredVersion]:
     try:
-        config = text_format.Parse((model / "config.pbtxt").read_text(encoding="utf-8"), pb.ModelConfig())
-        text_format.Parse((model / "configs" / "embedded.pbtxt").read_text(encoding="utf-8"), pb.ModelConfig())
+        config = text_format.Parse((model / CONFIG_FILE).read_text(encoding="utf-8"), pb.ModelConfig())
+        text_format.Parse((model / EMBEDDED_CONFIG_FILE).read_text(encoding="utf-8"), pb.ModelConfig())
         labels = tuple((model / LABELS_FILE).read_text(encoding="utf-8").splitlines())
     except OSError as error:
         return [StoredVersion(model.name, "", fault=f"{error.filename}: {error.strerror}")]
@@ -66,8 +76,8 @@ def _read_version(model: Path, version: str, config: pb.ModelConfig, labels: tup
     except ContractError as error:
         return StoredVersion(model.name, version, fault=str(error))
     fault = None
-    program = "model.pt2" if config.platform == "torch_aoti" else "model.pt"
-    missing = [name for name in (program, "model.py") if not (model / version / name).is_file()]
+    program = PROGRAM_FILES.get(config.platform, "its program")
+    missing = [name for name in (program, EMBEDDED_CODE_FILE) if not (model / version / name).is_file()]
     if missing:
         fault = f"{' and '.join(missing)} is missing"
     elif contract.name != model.name:

@@ -9,15 +9,14 @@ from __future__ import annotations
 import io
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from export.program import MappingProgram, ServingProgram
+from tresnet.contract import PLATFORMS, PROGRAM_FILES
 from tresnet.errors import UserError
-from tresnet.terms import ProgramFormat
 
 RunProgram = Callable[[Tensor], tuple[Tensor, ...]]
 """A program that was read back: pictures in, scores and what follows them out."""
@@ -25,20 +24,6 @@ RunProgram = Callable[[Tensor], tuple[Tensor, ...]]
 
 class CompilationError(UserError):
     """The program cannot be compiled on this machine; nothing was published."""
-
-
-@dataclass(frozen=True)
-class ProgramFile:
-    """What Triton calls a format, and the file that it looks for."""
-
-    platform: str
-    name: str
-
-
-FILES: dict[ProgramFormat, ProgramFile] = {
-    "torchscript": ProgramFile("pytorch_libtorch", "model.pt"),
-    "torch_aoti": ProgramFile("torch_aoti", "model.pt2"),
-}
 
 
 def write_torchscript(program: ServingProgram | MappingProgram, path: Path) -> None:
@@ -93,7 +78,7 @@ def load_program(path: Path, device: torch.device) -> RunProgram:
     """The program at ``path`` on ``device``, as Triton would load it."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
-        if path.name == FILES["torch_aoti"].name:
+        if path.name == PROGRAM_FILES[PLATFORMS["torch_aoti"]]:
             index = torch.cuda.current_device() if device.type == "cuda" else -1
             package: RunProgram = torch._inductor.aoti_load_package(str(path), device_index=index)
             return package

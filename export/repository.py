@@ -20,13 +20,18 @@ import torch
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
-from export.program_file import FILES
 from tresnet.card import CARD_FILE
 from tresnet.contract import (
+    CONFIG_FILE,
+    EMBEDDED_CODE_FILE,
+    EMBEDDED_CONFIG_FILE,
     INPUT,
     LABELS_FILE,
+    PLATFORMS,
+    PROGRAM_FILES,
     ContractError,
     ModelContract,
+    described_versions,
     forget_versions,
     read_contract,
     write_contract,
@@ -35,8 +40,7 @@ from tresnet.errors import UserError
 from tresnet.folders import made
 from tresnet.terms import ProgramFormat
 
-EMBEDDED_NAME = "embedded"
-_EMBEDDED_FILES = {"embedded_model.py": "model.py", "packed_weights.py": "packed_weights.py"}
+_EMBEDDED_FILES = {"embedded_model.py": EMBEDDED_CODE_FILE, "packed_weights.py": "packed_weights.py"}
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 _STAGING = ".staging-"
 _MAX_QUEUE_US = 60_000_000
@@ -89,11 +93,11 @@ def known_contract(model: Path) -> ModelContract | None:
     Raises:
         RepositoryError: if the folder holds a model of another origin.
     """
-    if not (model / "config.pbtxt").exists():
+    if not (model / CONFIG_FILE).exists():
         return None
-    config = _read_config(model / "config.pbtxt")
+    config = _read_config(model / CONFIG_FILE)
     try:
-        return read_contract(config, _any_version(config))
+        return read_contract(config, next(iter(described_versions(config)), "1"))
     except ContractError as error:
         raise RepositoryError(f"{model} holds a model that `tresnet export` did not write: {error}") from error
 
@@ -103,7 +107,7 @@ def check_agrees(model: Path, contract: ModelContract, form: ProgramFormat, kind
     known = known_contract(model)
     if known is None:
         return
-    config = _read_config(model / "config.pbtxt")
+    config = _read_config(model / CONFIG_FILE)
     for what, old, new in (
         ("task", known.task, contract.task),
         ("preprocessing", known.preprocessing, contract.preprocessing),
@@ -112,7 +116,7 @@ def check_agrees(model: Path, contract: ModelContract, form: ProgramFormat, kind
         ("embedding size", known.embedding_size, contract.embedding_size),
         ("form of heat maps", known.heat_maps, contract.heat_maps),
         ("maximum batch size", known.max_batch_size, contract.max_batch_size),
-        ("format", config.platform, FILES[form].platform),
+        ("format", config.platform, PLATFORMS[form]),
         ("kind of device", config.instance_group[0].kind if config.instance_group else kind, kind),
     ):
         if old != new:
@@ -153,7 +157,7 @@ def publish(
         try:
             version = staging / contract.version if is_new else staging
             version.mkdir(exist_ok=True)
-            write_program(version / FILES[form].name)
+            write_program(version / PROGRAM_FILES[PLATFORMS[form]])
             for source, name in _EMBEDDED_FILES.items():
                 shutil.copyfile(Path(__file__).with_name(source), version / name)
             if contract.facts.card is not None:
@@ -184,13 +188,13 @@ def _remove_leftovers(repository: Path, model: Path) -> None:
 
 def _write_configs(model: Path, contract: ModelContract, labels: list[str], form: ProgramFormat, kind: int) -> None:
     """``config.pbtxt`` for Triton's PyTorch backend, ``configs/embedded.pbtxt`` for the Python one, and the labels."""
-    path = model / "config.pbtxt"
+    path = model / CONFIG_FILE
     if not path.exists():  # a folder alone is no model yet
         _replace(model / LABELS_FILE, "".join(f"{label}\n" for label in labels))
     config = _read_config(path) if path.exists() else pb.ModelConfig()
     forget_versions(config, keep=published_versions(model))
     write_contract(contract, config)
-    config.platform = FILES[form].platform
+    config.platform = PLATFORMS[form]
     config.version_policy.all.SetInParent()
     del config.instance_group[:]
     config.instance_group.add(kind=kind)
@@ -215,8 +219,8 @@ def _write_configs(model: Path, contract: ModelContract, labels: list[str], form
         config.backend = "pytorch"
         config.ClearField("dynamic_batching")
 
-    (model / "configs").mkdir(exist_ok=True)
-    _replace(model / "configs" / f"{EMBEDDED_NAME}.pbtxt", _as_text(embedded))
+    (model / EMBEDDED_CONFIG_FILE).parent.mkdir(exist_ok=True)
+    _replace(model / EMBEDDED_CONFIG_FILE, _as_text(embedded))
     _replace(path, _as_text(config))
 
 
@@ -233,11 +237,6 @@ def _read_config(path: Path) -> pb.ModelConfig:
         return text_format.Parse(path.read_text(encoding="utf-8"), pb.ModelConfig())
     except text_format.ParseError as error:
         raise RepositoryError(f"{path} is not a Triton model configuration: {error}") from error
-
-
-def _any_version(config: pb.ModelConfig) -> str:
-    versions = [key.partition(".")[2] for key in config.parameters if key.startswith("version.")]
-    return versions[0] if versions else "1"
 
 
 def _as_text(config: pb.ModelConfig) -> str:

@@ -15,6 +15,8 @@ from conftest import call_tresnet, random_checkpoint, run_side_by_side, run_tres
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
+from tresnet.contract import EMBEDDED, RUN_TIMEOUT
+
 
 def test_help(tmp_path: Path) -> None:
     commands = ("train", "eval", "export", "serve", "classify", "tag", "models", "doctor", "bench")
@@ -135,3 +137,9 @@ def test_the_fastest_precision_of_this_machine_is_taken(models: Path, tmp_path: 
     config = (tmp_path / "model_repository" / "fast" / "config.pbtxt").read_text()
     assert rf"\"precision\":\"{expected}\"" in config
     assert "apart" in exported.stderr + exported.stdout
+
+
+def test_what_runs_without_the_package_knows_its_words() -> None:
+    root = Path(__file__).parents[1]
+    assert f'"{RUN_TIMEOUT}"' in (root / "export" / "embedded_model.py").read_text()
+    assert f"--model-config-name={EMBEDDED}" in (root / "deploy" / "e2e" / "images" / "tritonserver").read_text()

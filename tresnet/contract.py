@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, Json, TypeAdapter, Validation
 from tritonclient.grpc import model_config_pb2 as pb
 
 from tresnet.picture import Preprocessing
-from tresnet.terms import Interpolation, Precision, ResizeMode, Task
+from tresnet.terms import Interpolation, Precision, ProgramFormat, ResizeMode, Task
 
 CONTRACT_VERSION = "1"
 INPUT = "INPUT__0"
@@ -26,7 +26,19 @@ HEAT_MAPS = "OUTPUT__2"
 MAPPED_LABELS = "OUTPUT__3"
 MAX_MAPPED_LABELS = 32
 """For so many of a picture's best labels a program gives heat maps."""
+CONFIG_FILE = "config.pbtxt"
 LABELS_FILE = "labels.txt"
+EMBEDDED = "embedded"
+"""The configuration by which Triton's Python backend serves a model, for want of the PyTorch backend."""
+EMBEDDED_CONFIG_FILE = f"configs/{EMBEDDED}.pbtxt"
+EMBEDDED_CODE_FILE = "model.py"
+"""In each version; see export/embedded_model.py."""
+PLATFORMS: dict[ProgramFormat, str] = {"torchscript": "pytorch_libtorch", "torch_aoti": "torch_aoti"}
+"""What Triton calls the formats of programs."""
+PROGRAM_FILES = {"pytorch_libtorch": "model.pt", "torch_aoti": "model.pt2"}
+"""In each version, by its platform."""
+RUN_TIMEOUT = "run_timeout_s"
+"""Parameter in which whoever drives Triton's model control says what one run may take; the version's code reads it."""
 FAILED_VERSIONS = "failed_versions"
 """Parameter in which whoever drives Triton's model control names the versions that could not be loaded: ``3,5``."""
 MAX_CARD_CHARACTERS = 65_536
@@ -211,6 +223,11 @@ def write_contract(contract: ModelContract, config: pb.ModelConfig) -> None:
 def describes(config: pb.ModelConfig, version: str) -> bool:
     """Whether ``config`` holds the facts of a version."""
     return _VERSION_PREFIX + version in config.parameters
+
+
+def described_versions(config: pb.ModelConfig) -> list[str]:
+    """The versions whose facts ``config`` holds."""
+    return [key.removeprefix(_VERSION_PREFIX) for key in config.parameters if key.startswith(_VERSION_PREFIX)]
 
 
 def forget_versions(config: pb.ModelConfig, *, keep: Iterable[int]) -> None:

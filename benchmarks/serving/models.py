@@ -17,9 +17,9 @@ import tresnet
 from benchmarks.timing import median_seconds
 from export.golden import golden_picture
 from export.program import DTYPES, Normalisation, ServingProgram
-from export.program_file import FILES, load_program, write_torchscript
+from export.program_file import load_program, write_torchscript
 from export.repository import publish
-from tresnet.contract import ModelContract, VersionFacts, labels_digest
+from tresnet.contract import PLATFORMS, PROGRAM_FILES, ModelContract, VersionFacts, labels_digest
 from tresnet.heads import linear_head
 from tresnet.model import VARIANTS, TResNet, fold_norms
 from tresnet.picture import Preprocessing
@@ -89,7 +89,8 @@ def build_model(
         ),
     )
     return (
-        publish(repository, contract, LABELS, lambda path: write_torchscript(program, path)) / FILES["torchscript"].name
+        publish(repository, contract, LABELS, lambda path: write_torchscript(program, path))
+        / PROGRAM_FILES[PLATFORMS["torchscript"]]
     )
 
 
