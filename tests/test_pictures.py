@@ -7,10 +7,13 @@ import gzip
 import io
 import json
 import os
+import subprocess
 import tarfile
+import time
 import warnings
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,11 +21,12 @@ import torch
 from conftest import call_tresnet
 
 from training.augment import Augmentation, mix
-from training.data import _split, _Steps, load_data
+from training.data import _split, _Steps, evaluation_batches, load_data
 from training.distributed import World
 from training.layouts import open_pictures
 from training.pictures import Pictures, encode_png, from_paths, in_memory, without_bad
 from training.recipes import find_recipe
+from training.stopping import leave_stops_to_parent
 from tresnet.errors import UserError
 from tresnet.picture import Preprocessing
 
@@ -306,6 +310,23 @@ def test_pictures_that_cannot_be_read_are_named_or_skipped(tmp_path: Path) -> No
     with pytest.raises(UserError, match=r"2 of 8 pictures cannot be read(.|\n)*cut\.png(.|\n)*text\.jpg"):
         without_bad(pictures, skip_bad=False, world=alone)
     assert told(without_bad(pictures, skip_bad=True, world=alone)) == [(png, ["cat"]) for png in PNGS]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of threads beside a fork, from Python 3.12 on
+def test_a_stop_ends_no_process_that_has_just_been_forked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It reaches all of a run's processes, and the step under way still needs this one."""
+
+    def late(worker: int) -> None:
+        time.sleep(1)
+        leave_stops_to_parent(worker)
+
+    monkeypatch.setattr("training.data.leave_stops_to_parent", late)
+    pictures = in_memory(["a"], [PNGS[0]] * 2, [[0]] * 2)
+    loader: Any = evaluation_batches(pictures, Preprocessing(image_size=32), 1, World(torch.device("cpu")), tags=False)
+    [worker] = loader._iterator._workers
+    subprocess.run(["kill", "-TERM", str(worker.pid)], check=True)
+    assert [len(batch) for batch, _ in loader] == [2]
+    assert [len(batch) for batch, _ in loader] == [2], "the same process, once more"
 
 
 def test_a_forked_process_copies_no_list_of_pictures() -> None:

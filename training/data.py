@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import logging
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +27,7 @@ from training.held_out import remember
 from training.layouts import open_pictures
 from training.pictures import Pictures, Pixels, without_bad
 from training.recipes import Recipe
-from training.stopping import leave_stops_to_parent
+from training.stopping import leave_stops_to_parent, stops_held
 from tresnet.checkpoint import HeldOut
 from tresnet.errors import UserError
 from tresnet.picture import Preprocessing, prepare
@@ -39,6 +40,7 @@ FASHION_LABELS = [
     "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
 ]  # fmt: skip
 EVALUATION_BATCH = 64
+_GLOO_LETS_GO_S = 0.2
 
 
 class Source(Protocol):
@@ -274,17 +276,20 @@ def training_batches(
     """From step ``first_step`` on: ``uint8 [B, S, S, 3]``, and ``int64 [B]`` classes or ``float32 [B, C]`` labels."""
     steps = _Steps(len(source), recipe.batch_size, recipe.epochs, first_step, seed, world)
     samples = _Samples(source, num_classes, seed, tags=recipe.task == "tag")
-    return iter(_loader(samples, steps, workers))
+    return _started(_loader(samples, steps, workers), world)
 
 
 def evaluation_batches(
     pictures: Pictures, how: Preprocessing, workers: int, world: World, *, tags: bool
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Every ``world.size``-th batch, of the same pictures whatever the number of processes."""
+) -> DataLoader[tuple[Tensor, Tensor]]:
+    """Every ``world.size``-th batch, of the same pictures whatever the number of processes; as often as one likes."""
     starts = range(0, len(pictures), EVALUATION_BATCH)[world.rank :: world.size]
     batches = [[(0, i) for i in range(start, min(start + EVALUATION_BATCH, len(pictures)))] for start in starts]
     samples = _Samples(Prepared(pictures, how), len(pictures.labels), 0, tags=tags)
-    return iter(_loader(samples, batches, workers))
+    loader = _loader(samples, batches, workers)
+    if workers:
+        _started(loader, world)
+    return loader
 
 
 def _loader(samples: _Samples, batches: Any, workers: int) -> DataLoader[tuple[Tensor, Tensor]]:
@@ -296,8 +301,22 @@ def _loader(samples: _Samples, batches: Any, workers: int) -> DataLoader[tuple[T
         num_workers=workers,
         multiprocessing_context=context,
         pin_memory=torch.cuda.is_available(),
+        persistent_workers=workers > 0,
+        generator=torch.Generator(),  # the weights' own numbers are not to depend on how pictures are loaded
         worker_init_fn=leave_stops_to_parent,
     )
+
+
+def _started(loader: DataLoader[tuple[Tensor, Tensor]], world: World) -> Iterator[tuple[Tensor, Tensor]]:
+    """The loader's batches, its processes forked: once in a run, for each time is a small risk.
+
+    A thread of gloo's that lets go of a tensor just then holds a lock of Python's, for which the forked process would
+    wait without end (CPython 3.11, in ``_PyThreadState_DeleteExcept``). They do so right after a collective.
+    """
+    if world.size > 1:
+        time.sleep(_GLOO_LETS_GO_S)
+    with stops_held():
+        return iter(loader)
 
 
 def all_targets(pictures: Pictures, *, tags: bool) -> Targets:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from scipy.stats import binomtest
+from torch import Tensor
 
 from training.data import EVALUATION_BATCH, all_targets, evaluation_batches, load_data
 from training.distributed import World
@@ -28,7 +29,6 @@ from training.recipes import find_recipe
 from tresnet.checkpoint import Checkpoint, ModelFacts, build_model
 from tresnet.errors import UserError
 from tresnet.model import TResNet
-from tresnet.picture import Preprocessing
 from tresnet.terms import Task
 
 
@@ -46,9 +46,9 @@ class Evaluation:
 
 @torch.inference_mode()
 def predict(
-    models: Sequence[TResNet], pictures: Pictures, how: Preprocessing, world: World, *, tags: bool, workers: int = 0
+    models: Sequence[TResNet], batches: Iterable[tuple[Tensor, Tensor]], pictures: int, world: World
 ) -> list[Logits]:
-    """Each model's ``float32 [N, C]`` logits of all pictures in every process; each works on its share of the batches.
+    """Each model's ``float32 [N, C]`` logits of all N pictures in every process; each has its share of the batches.
 
     Raises:
         UserError: if they are not numbers.
@@ -56,14 +56,14 @@ def predict(
     for model in models:
         model.eval()
     own: list[list[Logits]] = [[] for _ in models]
-    for batch, _ in evaluation_batches(pictures, how, workers, world, tags=tags):
+    for batch, _ in batches:
         x = to_input(batch.to(world.device, non_blocking=True))
         for answers, model in zip(own, models, strict=True):
             answers.append(model(x).float().cpu().numpy())
     parts = world.gather(own)
-    batches = -(-len(pictures) // EVALUATION_BATCH)
+    order = range(-(-pictures // EVALUATION_BATCH))
     found = [
-        np.concatenate([parts[index % world.size][place][index // world.size] for index in range(batches)])
+        np.concatenate([parts[index % world.size][place][index // world.size] for index in order])
         for place in range(len(models))
     ]
     if not all(np.isfinite(logits).all() for logits in found):
@@ -134,7 +134,8 @@ def evaluate_checkpoint(
     if not tags and any(len(target) != 1 for target in pictures.targets):
         raise UserError("the data has pictures without a label or with several, and the checkpoint gives one label")
     model = build_model(checkpoint).to(world.device)
-    [logits] = predict([model], pictures, how, world, tags=tags, workers=workers)
+    batches = evaluation_batches(pictures, how, workers, world, tags=tags)
+    [logits] = predict([model], batches, len(pictures), world)
     return judge(facts, logits, all_targets(pictures, tags=tags))
 
 

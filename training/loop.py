@@ -13,7 +13,7 @@ from dataclasses import replace
 import torch
 
 from training.card import write_card
-from training.data import load_data, training_batches, write_pictures
+from training.data import load_data, write_pictures
 from training.distributed import World, joined
 from training.evaluation import Evaluation, doubt_in, evaluate_checkpoint
 from training.report import write_report
@@ -74,19 +74,16 @@ def _train_in(run: Run, world: World, resumed: Checkpoint | None) -> Evaluation:
     run = replace(run, recipe=(recipe := recipe.fitted(len(data.train), world.size)))
     if recipe.wants_init and run.init is None and resumed is None and world.is_first:
         logger.warning("starting from random weights: with --init, %s say, fewer pictures and epochs do", PUBLISHED)
-    trainer = Trainer(run, data, world)
-    if resumed is not None:
-        trainer.resume(resumed)
-    elif data.own_test and world.is_first:
+    trainer = Trainer(run, data, world, resumed)
+    if resumed is None and data.own_test and world.is_first:
         write_pictures(run.out / "test", data.test, tags=recipe.task == "tag")
 
     if world.is_first:
         logger.info("training %s at %d pixels: %d epochs, %d steps of %d pictures",
                     recipe.arch, recipe.image_size, recipe.epochs, trainer.steps, recipe.batch_size)  # fmt: skip
-    batches = training_batches(data.train, recipe, len(data.labels), run.seed, trainer.step, run.workers, world)
     saved_at = time.monotonic()
     with stop_requests() as asked_to_stop, trainer.run_log() as log:
-        for pictures, targets in batches:  # uint8 [B, S, S, 3]; int64 [B] or float32 [B, C]
+        for pictures, targets in trainer.batches:  # uint8 [B, S, S, 3]; int64 [B] or float32 [B, C]
             figures = trainer.train_step(pictures, targets)
             log.step(trainer.step, figures)
             epoch_ends = trainer.step % trainer.steps_per_epoch == 0

@@ -28,6 +28,16 @@ def stop_requests() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
+@contextmanager
+def stops_held() -> Iterator[None]:
+    """While processes are forked: one that comes meanwhile waits, in them until they know what to do with it."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def leave_stops_to_parent(_: int = 0) -> None:
     """For a process that loads pictures: the step under way still needs it, and its parent ends it, by SIGTERM too.
 

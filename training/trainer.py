@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from training.augment import mix, smoothed_one_hot
 from training.average import moving_average
 from training.card import Making, device_name
-from training.data import DataSet, Targets, all_targets
+from training.data import DataSet, Targets, all_targets, evaluation_batches, training_batches
 from training.distributed import World
 from training.evaluation import calibrate, judge, predict, to_input
 from training.losses import asymmetric_loss
@@ -60,7 +60,12 @@ class Run:
 class Trainer:
     """All that changes from step to step, and what a checkpoint must hold of it."""
 
-    def __init__(self, run: Run, data: DataSet, world: World) -> None:
+    def __init__(self, run: Run, data: DataSet, world: World, resumed: Checkpoint | None = None) -> None:
+        """``resumed``: where the run is to go on.
+
+        Raises:
+            UserError: if the recipe does not fit the data or the processes, or ``resumed`` is of another run.
+        """
         self.run, self.recipe, self.data, self.world = run, run.recipe, data, world
         recipe = run.recipe
         self.steps_per_epoch = len(data.train) // recipe.batch_size
@@ -71,6 +76,11 @@ class Trainer:
             raise UserError(f"{few} training pictures are fewer than a batch: give {recipe.batch_size}{smaller}")
         if recipe.batch_size % (world.size * recipe.accumulate):
             raise UserError(f"a batch of {recipe.batch_size} cannot be shared by {world.size} × {recipe.accumulate}")
+        tags, workers = recipe.task == "tag", run.workers
+        self.step = int((resumed.training or {}).get("step", 0)) if resumed is not None else 0
+        # Before the network is there, and what processes exchange for it: see where they are forked.
+        self.batches = training_batches(data.train, recipe, len(data.labels), run.seed, self.step, workers, world)
+        self.val_batches = evaluation_batches(data.val, recipe.preprocessing(), workers, world, tags=tags)
         if world.device.type == "cuda":
             torch.backends.cudnn.benchmark = True  # every step has the same shapes
         norm = resolve_norm(run.norm, world.device)
@@ -96,8 +106,10 @@ class Trainer:
         self.schedule = create_schedule(self.optimizer, recipe, self.steps)
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=recipe.precision == "fp16")
         self.init = run.init.name if run.init is not None else None
-        self.step, self.best_score = 0, -1.0
+        self.best_score = -1.0
         self.spent_s, self.began_at = 0.0, time.monotonic()
+        if resumed is not None:
+            self.resume(resumed)
 
     def run_log(self) -> RunLog:
         """The log of this run from here on."""
@@ -212,14 +224,7 @@ class Trainer:
             self.world.share_buffers(self.average.module)
             candidates["ema_"] = self.average.module  # type: ignore[assignment]
         tags = self.recipe.task == "tag"
-        answers = predict(
-            [*candidates.values()],
-            self.data.val,
-            self.facts.preprocessing,
-            self.world,
-            tags=tags,
-            workers=self.run.workers,
-        )
+        answers = predict([*candidates.values()], self.val_batches, len(self.data.val), self.world)
         judged = self.world.of_first(lambda: self._judge(candidates, answers, all_targets(self.data.val, tags=tags)))
         main = "map" if tags else "top1"
         chosen = max(reversed(judged), key=lambda prefix: judged[prefix][1][main])  # of equals the average
