@@ -284,11 +284,12 @@ def evaluation_batches(
 ) -> DataLoader[tuple[Tensor, Tensor]]:
     """Every ``world.size``-th batch, of the same pictures whatever the number of processes; as often as one likes."""
     starts = range(0, len(pictures), EVALUATION_BATCH)[world.rank :: world.size]
-    batches = [[(0, i) for i in range(start, min(start + EVALUATION_BATCH, len(pictures)))] for start in starts]
+    batches: list[list[tuple[int, int]]] = []
     samples = _Samples(Prepared(pictures, how), len(pictures.labels), 0, tags=tags)
     loader = _loader(samples, batches, workers)
     if workers:
-        _started(loader, world)
+        _started(loader, world)  # with nothing to load yet, which would lie in memory until it is asked for
+    batches += [[(0, i) for i in range(start, min(start + EVALUATION_BATCH, len(pictures)))] for start in starts]
     return loader
 
 
